@@ -1,0 +1,102 @@
+"""Random crop, flip and cutout, drawn for each image of an epoch and applied in a batch.
+
+What happens to an image is a pure function of (seed, epoch, position): the draws of a
+whole epoch come from one generator on the CPU, so they are the same on every device, in
+every process, and after a resume.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGE_SIZE = 32  # pixels, the side of every image
+
+
+class Augmentation(NamedTuple):
+    """Which augmentations are on; zero or False switches one off.
+
+    Attributes:
+        crop_padding: Pixels of black border from which a 32x32 window is cut.
+        flip: Mirror left and right with probability one half.
+        cutout: Side, in pixels, of the square that is painted in the mean colour
+            (DeVries & Taylor, arXiv 1708.04552; here it always lies wholly inside).
+    """
+
+    crop_padding: int = 4
+    flip: bool = True
+    cutout: int = 8
+
+
+class Draws(NamedTuple):
+    """An epoch's image order and augmentation; every tensor has shape (N,)."""
+
+    image: Tensor  # which image stands at this position
+    top: Tensor  # crop window, in the padded image
+    left: Tensor
+    flip: Tensor  # bool
+    cut_top: Tensor  # cutout square, in the cropped image
+    cut_left: Tensor
+
+    def span(self, start: int, stop: int) -> "Draws":
+        """The draws of the positions from `start` up to `stop`."""
+        return Draws(*(values[start:stop] for values in self))
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same draws on another device."""
+        return Draws(*(values.to(device) for values in self))
+
+
+def draw_epoch(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws:
+    """Draw the order and the augmentation of `count` images for one epoch."""
+    entropy = np.random.SeedSequence((seed, epoch)).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(entropy))
+
+    def integers(upper: int) -> Tensor:  # uniform over 0..upper, both included
+        return torch.randint(upper + 1, (count,), generator=generator)
+
+    return Draws(
+        image=torch.randperm(count, generator=generator),
+        top=integers(2 * augmentation.crop_padding),
+        left=integers(2 * augmentation.crop_padding),
+        flip=integers(int(augmentation.flip)).bool(),
+        cut_top=integers(IMAGE_SIZE - augmentation.cutout),
+        cut_left=integers(IMAGE_SIZE - augmentation.cutout),
+    )
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """Add a black border: (N, 32, 32, 3) -> (N, 32 + 2 padding, 32 + 2 padding, 3)."""
+    return F.pad(images, (0, 0, padding, padding, padding, padding))
+
+
+def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:
+    """Gather, crop, flip and cut out one batch, without waiting for the device.
+
+    Args:
+        padded: All images, uint8 (N, S, S, 3), as `pad` returns them.
+        draws: The B positions of this batch, on the same device.
+        cutout: Side of the cutout square in pixels; 0 for none.
+        fill: Colour of the square, uint8 (3,).
+
+    Returns:
+        uint8 (B, 3, 32, 32) in channels_last memory order.
+    """
+    side = padded.shape[1]
+    ramp = torch.arange(IMAGE_SIZE, device=padded.device)
+    mirrored = torch.where(draws.flip[:, None], IMAGE_SIZE - 1 - ramp, ramp)
+    rows = draws.image[:, None] * side + draws.top[:, None] + ramp  # (B, 32)
+    columns = draws.left[:, None] + mirrored  # (B, 32)
+    pixels = (rows[:, :, None] * side + columns[:, None, :]).flatten()
+    batch = padded.view(-1, 3).index_select(0, pixels)
+    batch = batch.view(-1, IMAGE_SIZE, IMAGE_SIZE, 3)
+    if cutout:
+        row = ramp - draws.cut_top[:, None]
+        column = ramp - draws.cut_left[:, None]
+        in_rows = (row >= 0) & (row < cutout)
+        in_columns = (column >= 0) & (column < cutout)
+        square = in_rows[:, :, None] & in_columns[:, None, :]  # (B, 32, 32)
+        batch = torch.where(square[..., None], fill, batch)
+    return batch.permute(0, 3, 1, 2)

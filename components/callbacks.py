@@ -1,0 +1,228 @@
+"""What happens beside the training: history, clock, progress bar, TensorBoard."""
+
+import copy
+import csv
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from components.augmentation import IMAGE_SIZE
+from components.figures import Row, confusion_figure
+
+COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc")
+GRID_IMAGES = 64  # augmented training images in TensorBoard
+
+
+class History(Checkpoint):
+    """A row of metrics an epoch: on the terminal, in the checkpoint, in `metrics.csv`.
+
+    As it travels with the checkpoint, the file is complete after a resume. It is a
+    `Checkpoint` because Lightning calls those, in their given order, after the module
+    has logged the epoch's metrics: put it before the callbacks that save.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self.lr = float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the rows of a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Remember the learning rate that this step uses."""
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Add a row: epoch from 0, steps so far, LR of the last step, metrics."""
+        row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row["lr"] = self.lr
+        metrics = trainer.callback_metrics
+        row |= {name: metrics[name].item() for name in COLUMNS if name in metrics}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            shown = [f"{name} {row[name]:.4f}" for name in COLUMNS if name in row]
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            tqdm.write("  ".join([epoch, *shown]), file=sys.stderr)
+            if self.path is not None:
+                self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        fresh = path.with_name(path.name + ".tmp")
+        with fresh.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ("epoch", "step", "lr", *COLUMNS))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(fresh, path)
+
+
+class ConfigInCheckpoint(Callback):
+    """Stores the run's configuration in every checkpoint, for a resume to compare."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
+    ) -> None:
+        """Add the configuration."""
+        checkpoint["config"] = self.config
+
+
+class TrainingClock(Callback):
+    """Seconds and images spent in training epochs, validation left out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.images = 0
+        self.started = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Start."""
+        self.started = _now(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Pause."""
+        self.seconds += _now(trainer) - self.started
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Go on."""
+        self.started = _now(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop, and count the epoch's images in all processes."""
+        self.seconds += _now(trainer) - self.started
+        loader: Any = trainer.train_dataloader
+        self.images += int(trainer.num_training_batches) * loader.batch_size
+
+    def images_per_second(self) -> float | None:
+        """Pace of the training; None if no epoch was trained."""
+        return round(self.images / self.seconds, 1) if self.images else None
+
+
+def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
+    """Callbacks that keep `best.ckpt`, by val/acc, and always `last.ckpt`.
+
+    `save_last=True` of Lightning's would be the last *best* epoch. "last" comes after
+    "best", so that the newest score is in it.
+    """
+    last = ModelCheckpoint(
+        folder, "last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    if not best:
+        return [last]
+    return [
+        ModelCheckpoint(
+            folder,
+            "best",
+            monitor="val/acc",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        ),
+        last,
+    ]
+
+
+class RunProgressBar(Callback):
+    """One bar over all epochs.
+
+    The remaining time comes from the mean pace so far, validation included, so it does
+    not jump back at every epoch. Nothing in it waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Open the bar where the training starts, or goes on."""
+        if trainer.is_global_zero:
+            self.bar = tqdm(
+                total=int(trainer.estimated_stepping_batches),
+                initial=trainer.global_step,
+                desc="Training",
+                unit="step",
+                smoothing=0,
+                mininterval=0.5 if sys.stderr.isatty() else 30,
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count a step."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Close the bar, also after an error."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class TensorBoardDetails(Callback):
+    """What the logger does not write by itself: LR per step, graph, pictures."""
+
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self.writer = logger.experiment
+        self.lrs: list[float] = []
+
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        """Log the network's graph and a grid of augmented images."""
+        if not trainer.is_global_zero:
+            return
+        images, _ = next(iter(trainer.train_dataloader or ()))
+        grid = make_grid(images[:GRID_IMAGES].cpu(), nrow=8)
+        self.writer.add_image("images/augmented", grid, trainer.global_step)
+        net: Any = copy.deepcopy(pl_module.net)
+        with warnings.catch_warnings():
+            # add_graph traces: https://github.com/pytorch/pytorch/issues/103994
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.writer.add_graph(
+                net.cpu().eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+            )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Keep the LR of this step."""
+        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Write the LRs of the epoch at once: writing at each step costs time."""
+        if trainer.is_global_zero:
+            first = trainer.global_step - len(self.lrs)
+            for step, lr in enumerate(self.lrs, first):
+                self.writer.add_scalar("lr", lr, step)
+        self.lrs.clear()
+
+    def on_test_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        """Log the confusion matrix of the test set."""
+        confusion: Any = pl_module.test_confusion
+        counts = confusion.compute()
+        if trainer.is_global_zero:
+            figure = confusion_figure(counts, pl_module.hparams["classes"])
+            self.writer.add_figure("test/confusion", figure, trainer.global_step)
+
+
+def _now(trainer: pl.Trainer) -> float:
+    """Seconds on a clock, read when the device has done what was asked of it."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,79 @@
+"""The command line of a function: one flag a parameter, one line an error."""
+
+import re
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, set_docstring_parse_options
+
+set_docstring_parse_options(attribute_docstrings=False)
+
+
+class Parser(ArgumentParser):
+    """Reports an error as one line on stderr and ends with exit code 2."""
+
+    types: dict[str, Any]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what was wrong, what came and what is expected."""
+        fail(self.prog, self._explain(message))
+
+    def _explain(self, message: str) -> str:
+        key = re.search(r'Parser key "(\w+)"', message)
+        value = re.search(r"(?:Got|Given) value: (.*)", message)
+        if key and value and key[1] in self.types:
+            expected = _describe(self.types[key[1]])
+            return f"--{key[1]} must be {expected}, got {value[1]!r}"
+        return f"{' '.join(message.split())}; see --help"
+
+
+def parse(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
+    """Read the keyword arguments of a function from a command line.
+
+    Every parameter is a flag of its name, explained by the function's docstring.
+    `--config FILE.yaml` reads flags from a file and `--print_config` writes them.
+    A flag that may be true is on when it stands alone.
+    """
+    summary = (function.__doc__ or "").split("\n")[0]
+    parser = Parser(prog="train.py", description=summary, allow_abbrev=False)
+    parser.types = typing.get_type_hints(function)
+    parser.add_argument("--config", action="config", help="YAML file of flags.")
+    parser.add_function_arguments(function, as_group=False)
+    switches = {
+        f"--{name}" for name, kind in parser.types.items() if _allows_true(kind)
+    }
+    spelled_out = [
+        f"{argument}=true" if argument in switches and stands_alone else argument
+        for argument, stands_alone in zip(
+            arguments,
+            [follower.startswith("-") for follower in [*arguments[1:], "-"]],
+            strict=True,
+        )
+    ]
+    values: dict[str, Any] = parser.parse_args(spelled_out).as_dict()
+    del values["config"]
+    return values
+
+
+def fail(program: str, message: str) -> NoReturn:
+    """End with exit code 2 and one line on stderr."""
+    print(f"{program}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _allows_true(kind: Any) -> bool:
+    return kind is bool or bool in typing.get_args(kind)
+
+
+def _describe(kind: Any) -> str:
+    """A type in words: "a number or 'auto'"."""
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    names |= {str: "text", type(None): "null"}
+    if kind in names:
+        return names[kind]
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(repr(part) for part in parts)
+    return " or ".join(_describe(part) for part in parts)

@@ -1,0 +1,73 @@
+"""The values that each flag of `train.py` may have."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from components.augmentation import IMAGE_SIZE
+from components.errors import InputError
+from components.lr_finder import MIN_STEPS
+
+
+def _whole(low: int, high: float = math.inf) -> tuple[Callable[[Any], bool], str]:
+    text = f"at least {low}" if high == math.inf else f"from {low} to {high:.0f}"
+    return lambda value: low <= value <= high, f"a whole number, {text}"
+
+
+def _some_batches(value: float) -> bool:
+    """A number of batches (int) or a share of them (float)."""
+    return value >= 1 if isinstance(value, int) else 0 < value <= 1
+
+
+BATCHES = "a whole number of batches, or a share above 0 and up to 1.0"
+
+# flag: (whether a value is right, what a right value is)
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "devices": (
+        lambda value: str(value) not in ("0", "") and not str(value).startswith("-"),
+        "at least 1, a list such as 0,1, or auto",
+    ),
+    "num_nodes": _whole(1),
+    "max_epochs": _whole(1),
+    "batch_size": _whole(1),
+    "lr": (
+        lambda value: value == "auto" or (math.isfinite(value) and value > 0),
+        "a finite number above 0, or auto",
+    ),
+    "lr_steps": _whole(MIN_STEPS),
+    "weight_decay": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "a finite number, at least 0",
+    ),
+    "label_smoothing": (lambda value: 0 <= value < 1, "from 0 to below 1"),
+    "base_width": _whole(1),
+    "seed": _whole(0, 2**32 - 1),
+    "val_size": (
+        lambda value: value == "auto" or value >= 0,
+        "a whole number, at least 0, or auto",
+    ),
+    "crop_padding": _whole(0, IMAGE_SIZE),
+    "cutout": _whole(0, IMAGE_SIZE),
+    "fast_dev_run": (lambda value: value >= 0, "true, false or a number of batches"),
+    "limit_train_batches": (_some_batches, BATCHES),
+    "limit_val_batches": (
+        lambda value: value == 0 or _some_batches(value),
+        f"{BATCHES}, or 0 for none",
+    ),
+    "limit_test_batches": (_some_batches, BATCHES),
+}
+
+
+def check_flags(flags: dict[str, Any]) -> None:
+    """Check every value that no type can.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+    for flag, (is_right, right) in RULES.items():
+        if not is_right(flags[flag]):
+            raise InputError(f"--{flag} must be {right}, got {flags[flag]!r}")
+    if flags["overwrite"] and flags["ckpt_path"] is not None:
+        raise InputError(
+            "--overwrite and --ckpt_path contradict each other; give one of them"
+        )

@@ -1,0 +1,236 @@
+"""The learning-rate range test: a short training at a rising rate, and what it says."""
+
+import contextlib
+import io
+import itertools
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.tuner.tuning import Tuner
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch_lr_finder import LRFinder, TrainDataLoaderIter
+
+from components.errors import InputError
+from components.loader import Batch, TrainLoader
+
+Finder = Literal["lightning", "torch-lr-finder"]
+
+MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
+MIN_STEPS = 40  # fewer are too far apart for the pick
+VALLEY = 0.7  # share of the greatest gain that counts as the valley
+BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
+
+
+class RangeTest(NamedTuple):
+    """What a range test saw.
+
+    Attributes:
+        lrs: Learning rate of each step.
+        losses: Training loss of each step's batch, not smoothed.
+        lr: The pick.
+    """
+
+    lrs: list[float]
+    losses: list[float]
+    lr: float
+
+
+class TrainingData(Protocol):
+    """The part of a data module that a range test uses."""
+
+    trainer: pl.Trainer | None
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches on the device of `trainer`."""
+
+
+def range_test(
+    module: pl.LightningModule,
+    data: TrainingData,
+    finder: Finder,
+    steps: int,
+    hardware: dict[str, Any],
+) -> RangeTest:
+    """Train `module`, which is spent afterwards, for `steps` steps and pick a rate.
+
+    Args:
+        module: A new module.
+        data: Where the batches come from; its `trainer` is None afterwards.
+        finder: Which package runs the test.
+        steps: Length of the test, at least `MIN_STEPS`.
+        hardware: The arguments of `Trainer` that choose devices and precision.
+
+    Raises:
+        InputError: The losses allow no pick.
+    """
+    run = run_lightning if finder == "lightning" else run_torch_lr_finder
+    try:
+        lrs, losses = run(module, data, steps, hardware)
+    finally:
+        data.trainer = None
+    return RangeTest(lrs, losses, pick_lr(lrs, losses, len(module.hparams["classes"])))
+
+
+def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
+    """Three quarters across the valley of a range test, on the log scale.
+
+    The valley is where the smoothed loss gains at least `VALLEY` of the most that it
+    gains anywhere over guessing, whose loss is log(num_classes). Both its edges are
+    steep, so unlike the minimum or the steepest point of a nearly flat floor they stay
+    where they are from seed to seed. A one-cycle maximum belongs towards the upper edge
+    (Smith, arXiv 1708.07120), and not on it, where the training begins to fail.
+
+    Returns:
+        The pick, rounded to three digits.
+
+    Raises:
+        InputError: At no rate is the loss below that of guessing.
+    """
+    smoothed, guessing = smooth(losses), np.log(num_classes)
+    lowest = int(smoothed.argmin())
+    if not smoothed[lowest] < guessing:
+        raise InputError(
+            f"--lr auto: in {len(lrs)} steps the loss never fell below {guessing:.2f}, "
+            "that of guessing; give more --lr_steps, or a rate such as --lr 0.01"
+        )
+    level = guessing - VALLEY * (guessing - smoothed[lowest])
+    inside = smoothed <= level
+    first = int(inside.argmax())
+    beyond = np.flatnonzero(~inside[lowest:])
+    last = lowest + int(beyond[0]) - 1 if len(beyond) else len(lrs) - 1
+    return float(f"{lrs[first] ** 0.25 * lrs[last] ** 0.75:.3g}")
+
+
+def smooth(losses: list[float]) -> np.ndarray:
+    """Centred running mean over some 7 % of a test; infinite where a loss is not.
+
+    Unlike a mean of past losses it does not shift the curve towards higher rates.
+    """
+    values = np.nan_to_num(np.array(losses), nan=np.inf)
+    half = max(1, round(0.035 * len(values)))
+    windows = (values[max(0, k - half) : k + half + 1] for k in range(len(values)))
+    return np.array([window.mean() for window in windows])
+
+
+def run_lightning(
+    module: pl.LightningModule,
+    data: TrainingData,
+    steps: int,
+    hardware: dict[str, Any],
+) -> tuple[list[float], list[float]]:
+    """Learning rates and losses of `Tuner.lr_find`, on a Trainer of its own."""
+    with tempfile.TemporaryDirectory() as folder:  # for the finder's checkpoint
+        trainer = pl.Trainer(
+            **hardware,
+            max_epochs=steps,  # a length for the schedule, which the finder replaces
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        finder = Tuner(trainer).lr_find(
+            module,
+            datamodule=_TrainingOnly(data),
+            min_lr=MIN_LR,
+            max_lr=MAX_LR,
+            num_training=steps,
+            early_stop_threshold=None,  # the end is part of the record
+            update_attr=False,
+        )
+    assert finder is not None  # only with fast_dev_run
+    return finder.results["lr"], unsmooth(finder.results["loss"])
+
+
+def run_torch_lr_finder(
+    module: pl.LightningModule,
+    data: TrainingData,
+    steps: int,
+    hardware: dict[str, Any],
+) -> tuple[list[float], list[float]]:
+    """Learning rates and losses of the package torch-lr-finder.
+
+    Raises:
+        InputError: There is more than one process, of which it knows nothing.
+    """
+    trainer = pl.Trainer(**hardware, logger=False, enable_checkpointing=False)
+    if trainer.world_size > 1:
+        raise InputError(
+            f"--lr_finder torch-lr-finder cannot share {trainer.world_size} processes; "
+            "use --lr_finder lightning or --devices 1"
+        )
+    device, precision = trainer.strategy.root_device, trainer.precision
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if precision not in ("32-true", *mixed):
+        raise InputError(
+            f"--lr_finder torch-lr-finder does not know --precision {precision}; use "
+            "--lr_finder lightning"
+        )
+    data.trainer = trainer
+    make_optimizer: Any = module.to(device).make_optimizer
+    finder = LRFinder(
+        module,
+        make_optimizer(),
+        nn.CrossEntropyLoss(label_smoothing=module.hparams["label_smoothing"]),
+        device=device,
+        amp_backend="torch" if precision in mixed else None,
+        amp_config={"device_type": device.type, "dtype": mixed.get(precision)},
+        grad_scaler=GradScaler(device.type, enabled=precision == "16-mixed"),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on its methods
+        finder.range_test(
+            _EpochIterator(data.train_dataloader()),
+            start_lr=MIN_LR,
+            end_lr=MAX_LR,
+            num_iter=steps,
+            smooth_f=0,
+            diverge_th=np.inf,  # the end is part of the record
+        )
+    return finder.history["lr"], finder.history["loss"]
+
+
+def unsmooth(smoothed: list[float]) -> list[float]:
+    """Recover a run's losses from the running mean that Lightning's finder records.
+
+    Its mean lags by half of a usual test, and its bias correction is off by one step
+    (`_LRCallback.on_train_batch_end` in pytorch_lightning/tuner/lr_finder.py), so its
+    minimum says little about the rate at which the loss was least.
+    """
+    means = [value * (1 - BETA ** (k + 1)) for k, value in enumerate(smoothed, start=1)]
+    before = itertools.chain([0.0], means)
+    return [
+        (mean - BETA * last) / (1 - BETA)
+        for mean, last in zip(means, before, strict=False)
+    ]
+
+
+class _TrainingOnly(pl.LightningDataModule):
+    """Hides the validation loader: the finder would run it, whatever the limits say."""
+
+    def __init__(self, data: TrainingData) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> TrainLoader:
+        self.data.trainer = self.trainer
+        return self.data.train_dataloader()
+
+
+class _EpochIterator(TrainDataLoaderIter):  # type: ignore[misc]
+    """Feeds our loader to torch-lr-finder, epoch after epoch."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader = loader
+        self.batches = self._all_epochs()
+
+    def __next__(self) -> Batch:
+        return next(self.batches)
+
+    def _all_epochs(self) -> Iterator[Batch]:
+        for epoch in itertools.count():
+            self.loader.set_epoch(epoch)
+            yield from self.loader

@@ -1,0 +1,182 @@
+"""The run folder: what a run leaves behind, and the checkpoints to go on from.
+
+config.yaml            the resolved configuration; `train.py --config` runs it again
+metrics.csv            a row an epoch
+metrics.json           the final figures
+curves.png             loss and accuracy by epoch
+lr_finder.png          the LR range test, if there was one
+checkpoints/last.ckpt  the last finished epoch
+checkpoints/best.ckpt  the best one by val/acc, if anything is held out
+events.out.tfevents.*  for TensorBoard
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning.utilities import rank_zero_only
+
+from components.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# Not part of what a run is, so not in its config.yaml: they say where it goes, and how
+# it treats what is there.
+PLACE = ("output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run")
+# What must be the same when a run goes on; other flags may change.
+IDENTITY = (
+    "data",
+    "batch_size",
+    "max_epochs",
+    "val_size",
+    "seed",
+    "limit_train_batches",
+    "weight_decay",
+    "label_smoothing",
+    "base_width",
+    "crop_padding",
+    "flip",
+    "cutout",
+)
+FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "metrics.json",
+    "curves.png",
+    "lr_finder.png",
+    "checkpoints/last.ckpt",
+    "checkpoints/best.ckpt",
+)
+
+Checkpoint = dict[str, Any]
+
+
+class RunFolder:
+    """One run's folder and the files in it.
+
+    Args:
+        output_dir: Folder of all runs.
+        name: The run's own folder in it; None for time and seed, or, with `resume`, for
+            the run with the newest checkpoint.
+        seed: Part of the default name.
+        resume: Whether the run is to go on from its newest checkpoint.
+    """
+
+    def __init__(
+        self, output_dir: str, name: str | None, seed: int, *, resume: bool = False
+    ) -> None:
+        if name is not None and (Path(name).name != name or name in ("", ".", "..")):
+            raise InputError(
+                f"--name {name!r} is not the name of a folder; use --output_dir for "
+                "the folder that it is in"
+            )
+        newest = _newest(Path(output_dir).glob("*/checkpoints/*.ckpt"))
+        if name is None and resume and newest is not None:
+            self.path = newest.parent.parent
+        else:
+            stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+            self.path = Path(output_dir) / (name or f"{stamp}_seed{seed}")
+        self.checkpoints = self.path / "checkpoints"
+        self.config = self.path / "config.yaml"
+        self.metrics_csv = self.path / "metrics.csv"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint that was written last."""
+        return _newest(self.checkpoints.glob("*.ckpt"))
+
+    def check_free(self) -> None:
+        """Refuse to mix a new run with an old one.
+
+        Raises:
+            InputError: The folder has a checkpoint.
+        """
+        if self.newest_checkpoint() is not None:
+            raise InputError(
+                f"{self.path} already holds a run; give another --name, --ckpt_path "
+                "last to go on with it, or --overwrite to replace it"
+            )
+
+    @rank_zero_only
+    def create(self, *, overwrite: bool) -> None:
+        """Make the folder, and take away the files of an earlier run in it.
+
+        Raises:
+            InputError: It cannot be made or written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                old = [self.path / file for file in FILES]
+                for path in [*old, *self.path.glob("events.out.tfevents.*")]:
+                    path.unlink(missing_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"--output_dir {self.path.parent}: cannot be written ({error}); choose "
+                "another folder"
+            ) from None
+
+    @rank_zero_only
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.yaml."""
+        kept = {flag: value for flag, value in config.items() if flag not in PLACE}
+        self.config.write_text(yaml.safe_dump(kept, sort_keys=False))
+
+    @rank_zero_only
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write metrics.json, whole or not at all."""
+        fresh = self.path / "metrics.json.tmp"
+        fresh.write_text(json.dumps(metrics, indent=2) + "\n")
+        os.replace(fresh, self.path / "metrics.json")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of this project; nothing in it is ever run.
+
+    Raises:
+        InputError: It is not there, torn, or of something else.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"--ckpt_path {path}: no such file; give a checkpoint or 'last'"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for torn and foreign files
+        reason = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
+        raise InputError(
+            f"--ckpt_path {path}: not a readable checkpoint ({reason}); give another"
+        ) from None
+    needed = ("pytorch-lightning_version", "config", "state_dict", "hyper_parameters")
+    if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
+        raise InputError(
+            f"--ckpt_path {path}: not a checkpoint of this project; give one that "
+            "train.py has written"
+        )
+    return checkpoint
+
+
+def check_same_run(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than the checkpoint's.
+
+    Raises:
+        InputError: A setting that shapes the run is another one now.
+    """
+    for flag in IDENTITY:
+        before, now = checkpoint["config"][flag], config[flag]
+        if before != now:
+            raise InputError(
+                f"--{flag} is {now}, but the checkpoint was trained with {before}; a "
+                "run can only go on as it began: give the old value, or start anew"
+            )
+
+
+def _newest(paths: Any) -> Path | None:
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)

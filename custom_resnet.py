@@ -1,0 +1,83 @@
+"""The network: a nine-layer residual network with 6,573,120 parameters.
+
+Page's cifar10-fast network (https://github.com/davidcpage/cifar10-fast) in the form
+that courses teach as the "custom ResNet": pooling stands between convolution and batch
+norm, and the 128 -> 256 convolution has no padding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_block(
+    in_channels: int, out_channels: int, *, pool: bool = False, padding: int = 1
+) -> nn.Sequential:
+    """3x3 convolution, optional 2x2 max pool, batch norm, ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=False)
+    pooling = [nn.MaxPool2d(2)] if pool else []
+    norm = nn.BatchNorm2d(out_channels)
+    return nn.Sequential(conv, *pooling, norm, nn.ReLU(inplace=True))
+
+
+class CustomResNet(nn.Module):
+    """Three stages, with a residual pair of convolutions after the first and the third.
+
+    Args:
+        num_classes: Number of outputs.
+        base_width: Channels of the first convolution; the others are 2, 4 and 8 times
+            as wide. 64 gives the network of the README; tests use fewer.
+    """
+
+    def __init__(self, num_classes: int = 10, base_width: int = 64) -> None:
+        super().__init__()
+        width1, width2, width3 = 2 * base_width, 4 * base_width, 8 * base_width
+        self.prep = conv_block(3, base_width)
+        self.layer1 = conv_block(base_width, width1, pool=True)
+        self.residual1 = nn.Sequential(
+            conv_block(width1, width1), conv_block(width1, width1)
+        )
+        self.layer2 = conv_block(width1, width2, pool=True, padding=0)
+        self.layer3 = conv_block(width2, width3, pool=True)
+        self.residual3 = nn.Sequential(
+            conv_block(width3, width3), conv_block(width3, width3)
+        )
+        self.pool = nn.MaxPool2d(3)
+        self.fc = nn.Linear(width3, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images (B, 3, 32, 32) to logits (B, num_classes)."""
+        x = self.prep(x)  # (B, 64, 32, 32)
+        x = self.layer1(x)  # (B, 128, 16, 16)
+        x = x + self.residual1(x)
+        x = self.layer2(x)  # (B, 256, 7, 7): 16 -> 14 without padding, then pooled
+        x = self.layer3(x)  # (B, 512, 3, 3)
+        x = x + self.residual3(x)
+        x = self.pool(x)  # (B, 512, 1, 1)
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def layer_table(net: nn.Module) -> str:
+    """The layers in the order in which an image passes them, as a table.
+
+    One row a layer: its type and number, output shape and parameters.
+    """
+    rows: list[str] = []
+
+    def add_row(layer: nn.Module, _: object, output: Tensor) -> None:
+        name = f"{type(layer).__name__}-{len(rows) + 1}"
+        count = sum(parameter.numel() for parameter in layer.parameters())
+        shape = str([-1, *output.shape[1:]])
+        rows.append(f"{name:>20} {shape:>20} {count:>12,}")
+
+    layers = [layer for layer in net.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(add_row) for layer in layers]
+    device, training = next(net.parameters()).device, net.training
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, 32, 32, device=device))
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    total = sum(parameter.numel() for parameter in net.parameters())
+    header = f"{'Layer':>20} {'Output shape':>20} {'Parameters':>12}"
+    return "\n".join([header, *rows, f"{'Total':>20} {'':>20} {total:>12,}"])

@@ -1,0 +1,195 @@
+"""`CIFAR10DataModule`: which images, which split, which loader."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from components import sources
+from components.augmentation import Augmentation
+from components.errors import InputError
+from components.loader import EvalLoader, TrainLoader
+
+DEFAULT_VAL_SIZE = 5000  # images, or a tenth of the training set where that is less
+
+
+class CIFAR10DataModule(pl.LightningDataModule):
+    """Images as one uint8 tensor on the device that trains.
+
+    Args:
+        data: "cifar10" (downloaded when missing, or an image folder with `train/` and
+            `test/` in `data_dir`) or "synthetic" (drawn shapes).
+        data_dir: Folder of the images.
+        batch_size: Images in a global batch, shared out among the processes.
+        val_size: Images of the training set that are held out; 0 trains on all.
+        seed: Decides the split, the order of the images and their augmentation.
+        crop_padding: Border for the random crop in pixels; 0 switches it off.
+        flip: Mirror images at random.
+        cutout: Side of the cutout square in pixels; 0 switches it off.
+
+    After `setup`, `classes`, `mean`, `std` and `val_size` describe the images.
+    """
+
+    def __init__(
+        self,
+        data: sources.Source = "cifar10",
+        data_dir: str = "data",
+        batch_size: int = 512,
+        val_size: int | Literal["auto"] = "auto",
+        seed: int = 0,
+        crop_padding: int = 4,
+        flip: bool = True,
+        cutout: int = 8,
+    ) -> None:
+        super().__init__()
+        self.source, self.data_dir = data, Path(data_dir)
+        self.batch_size, self.seed = batch_size, seed
+        self.asked_val_size = val_size
+        self.augmentation = Augmentation(crop_padding, flip, cutout)
+        self.images: sources.ImageSet | None = None
+
+    def prepare_data(self) -> None:
+        """Download what is missing."""
+        if self.images is None:
+            sources.fetch(self.source, self.data_dir)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load all images and split the training set, once.
+
+        Raises:
+            InputError: The images, or the sizes asked of them, are not as they should.
+        """
+        if self.images is not None:
+            return
+        images = sources.load(self.source, self.data_dir)
+        count = len(images.train_labels)
+        auto = self.asked_val_size == "auto"
+        self.val_size = (
+            min(DEFAULT_VAL_SIZE, count // 10) if auto else int(self.asked_val_size)
+        )
+        if self.val_size >= count:
+            raise InputError(
+                f"--val_size {self.val_size} leaves nothing of {count} training images;"
+                f" give at most {count - 1}"
+            )
+        if self.batch_size > count - self.val_size:
+            raise InputError(
+                f"--batch_size {self.batch_size} is more than the {count} training "
+                f"images less the {self.val_size} held out; give at most "
+                f"{count - self.val_size}"
+            )
+        self.train_index, self.val_index = stratified_split(
+            images.train_labels, self.val_size, self.seed
+        )
+        self.images, self.classes = images, images.classes
+        # Of the whole training set, as everyone's constants are: every split and seed
+        # then feeds the network the same numbers.
+        self.mean, self.std = channel_statistics(images.train_images)
+
+    def __str__(self) -> str:
+        """How many images there are, and of what."""
+        assert self.images is not None, "setup() comes first"
+        return (
+            f"{len(self.train_index)} training, {len(self.val_index)} validation and "
+            f"{len(self.images.test_labels)} test images of {len(self.classes)} classes"
+        )
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled and augmented batches of the training part."""
+        assert self.images is not None, "setup() comes first"
+        device, rank, world_size = self._place()
+        if self.batch_size % world_size:
+            raise InputError(
+                f"--batch_size {self.batch_size} cannot be shared by {world_size} "
+                "processes; give a multiple of their number"
+            )
+        return TrainLoader(
+            self.images.train_images[self.train_index],
+            self.images.train_labels[self.train_index],
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            fill=(255 * torch.tensor(self.mean)).round().to(torch.uint8),
+            seed=self.seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """The held-out part as it is; no loader when nothing is held out."""
+        assert self.images is not None, "setup() comes first"
+        if not len(self.val_index):
+            return []
+        images = self.images.train_images[self.val_index]
+        return self._eval_loader(images, self.images.train_labels[self.val_index])
+
+    def test_dataloader(self) -> EvalLoader:
+        """The test set as it is."""
+        assert self.images is not None, "setup() comes first"
+        return self._eval_loader(self.images.test_images, self.images.test_labels)
+
+    def _eval_loader(self, images: Tensor, labels: Tensor) -> EvalLoader:
+        device, rank, world_size = self._place()
+        return EvalLoader(
+            images,
+            labels,
+            batch_size=self.batch_size,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _place(self) -> tuple[torch.device, int, int]:
+        """Device, rank and number of processes of the Trainer, if there is one."""
+        if self.trainer is None:
+            return torch.device("cpu"), 0, 1
+        strategy, trainer = self.trainer.strategy, self.trainer
+        return strategy.root_device, trainer.global_rank, trainer.world_size
+
+
+def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Hold out `val_size` images so that each class keeps its share.
+
+    Args:
+        labels: int64 (N,).
+        val_size: Images to hold out.
+        seed: The same seed holds out the same images.
+
+    Returns:
+        Sorted indices of the training and of the validation images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    # Every N/val_size-th of the class-sorted images: no class is off by more than one.
+    steps = (torch.arange(val_size) + 0.5) * (len(labels) / max(val_size, 1))
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[by_class[steps.long()]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+Colour = tuple[float, float, float]
+
+
+def channel_statistics(images: Tensor) -> tuple[Colour, Colour]:
+    """Mean and standard deviation of each channel, in units of full brightness.
+
+    They are exact (counted, not summed in floating point) and rounded to four digits,
+    at which CIFAR-10 gives its well-known constants.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+    """
+    counts = torch.stack(
+        [images[..., channel].flatten().bincount(minlength=256) for channel in range(3)]
+    )
+    share = counts.double() / counts.sum(dim=1, keepdim=True)
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ level
+    std = (share @ level.square() - mean.square()).clamp_min(0).sqrt()
+    std = std.clamp_min(1 / 255)  # images of one colour must not divide by zero
+    red, green, blue = (round(value, 4) for value in mean.tolist())
+    spread_red, spread_green, spread_blue = (round(value, 4) for value in std.tolist())
+    return (red, green, blue), (spread_red, spread_green, spread_blue)

@@ -1,0 +1,153 @@
+"""`LitCustomResNet`: the network with its loss, metrics, optimizer and schedule."""
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+)
+
+from components.loader import Batch
+from custom_resnet import CustomResNet
+
+PCT_START = 5 / 24  # the LR peaks at epoch 5 of 24, and at the same share of other runs
+
+
+class LitCustomResNet(pl.LightningModule):
+    """Cross-entropy, Adam and one cycle of the learning rate around `CustomResNet`.
+
+    Its hyper-parameters are plain values, so a checkpoint explains itself and loads
+    with `weights_only=True`.
+
+    Args:
+        classes: Name of each label.
+        mean: Mean of each channel, in units of full brightness.
+        std: Standard deviation of each channel, likewise.
+        lr: Maximum learning rate of the cycle.
+        weight_decay: Decoupled weight decay (arXiv 1711.05101) of convolutions and the
+            linear layer; never of batch norm.
+        label_smoothing: Share of each target that is spread over all classes, in
+            training only.
+        base_width: Channels of the first convolution.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        lr: float,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.0,
+        base_width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        num_classes = len(classes)
+        self.net = CustomResNet(num_classes, base_width)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Not persistent: they are hyper-parameters already.
+        levels = 255 * torch.tensor([mean, std]).view(2, 1, 3, 1, 1)
+        self.register_buffer("mean", levels[0], persistent=False)
+        self.register_buffer("std", levels[1], persistent=False)
+
+        # "disable": the other strategies look at every value and so wait for the GPU.
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images (B, 3, 32, 32) to logits (B, num_classes).
+
+        Normalisation is part of the model, so nothing that uses it can get it wrong.
+        """
+        logits: Tensor = self.net((images.float() - self.mean) / self.std)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one augmented batch."""
+        images, labels = batch
+        logits = self(images)
+        smoothing = self.hparams["label_smoothing"]
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        self.train_loss.update(loss.detach(), len(labels))
+        self.train_acc.update(logits.detach(), labels)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Plain cross-entropy and accuracy of one batch of the held-out part."""
+        self._evaluate(batch, self.val_loss, self.val_acc)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Plain cross-entropy, accuracy and confusion of one test batch."""
+        logits = self._evaluate(batch, self.test_loss, self.test_acc)
+        self.test_confusion.update(logits, batch[1])
+
+    # Logged once an epoch, not at every step: a call of `log` costs half a millisecond.
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean over its augmented batches."""
+        self._log_epoch("train", self.train_loss, self.train_acc)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracy of the held-out part."""
+        self._log_epoch("val", self.val_loss, self.val_acc)
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss and accuracy of the test set."""
+        self._log_epoch("test", self.test_loss, self.test_acc)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam, and one cycle that is stepped at every batch.
+
+        `OneCycleLR` also moves Adam's first beta, from 0.95 to 0.85 and back.
+        """
+        optimizer = self.make_optimizer()
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.hparams["lr"],
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=PCT_START,
+            anneal_strategy="linear",
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def make_optimizer(self) -> torch.optim.Adam:
+        """Adam without a schedule; weight decay is decoupled and spares batch norm."""
+        weights = [p for p in self.net.parameters() if p.ndim > 1]
+        norms = [p for p in self.net.parameters() if p.ndim <= 1]
+        return torch.optim.Adam(
+            [
+                {"params": weights, "weight_decay": self.hparams["weight_decay"]},
+                {"params": norms, "weight_decay": 0.0},
+            ],
+            lr=self.hparams["lr"],
+            decoupled_weight_decay=True,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+    def _evaluate(self, batch: Batch, loss: Metric, accuracy: Metric) -> Tensor:
+        images, labels = batch
+        logits: Tensor = self(images)
+        loss.update(F.cross_entropy(logits, labels), len(labels))
+        accuracy.update(logits, labels)
+        return logits
+
+    def _log_epoch(self, split: str, loss: Metric, accuracy: Metric) -> None:
+        self.log_dict({f"{split}/loss": loss, f"{split}/acc": accuracy})

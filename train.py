@@ -1,0 +1,334 @@
+"""Train the custom ResNet on CIFAR-10, from the LR range test to the test report.
+
+python train.py --accelerator gpu                                  # the real thing
+python train.py --data synthetic --batch_size 128 --max_epochs 2   # no download, no GPU
+python train.py --help
+
+`train` does the same as a function.
+"""
+
+import logging
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from components import cli, environment
+from components.callbacks import (
+    COLUMNS,
+    ConfigInCheckpoint,
+    History,
+    RunProgressBar,
+    TensorBoardDetails,
+    TrainingClock,
+    checkpoint_callbacks,
+)
+from components.environment import Precision
+from components.errors import InputError
+from components.figures import curves_figure, lr_finder_figure
+from components.flags import check_flags
+from components.lr_finder import Finder, RangeTest, range_test
+from components.run_folder import RunFolder, check_same_run, read_checkpoint
+from components.sources import Source
+from custom_resnet import layer_table
+from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
+
+log = logging.getLogger(__name__)
+
+FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
+
+
+def train(
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto",
+    devices: int | str = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: Precision = "auto",
+    max_epochs: int = 24,
+    batch_size: int = 512,
+    lr: float | Literal["auto"] = "auto",
+    lr_steps: int = 100,
+    lr_finder: Finder = "lightning",
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
+    base_width: int = 64,
+    seed: int = 0,
+    data: Source = "cifar10",
+    data_dir: str = "data",
+    val_size: int | Literal["auto"] = "auto",
+    crop_padding: int = 4,
+    flip: bool = True,
+    cutout: int = 8,
+    output_dir: str = "runs",
+    name: str | None = None,
+    overwrite: bool = False,
+    ckpt_path: str | None = None,
+    fast_dev_run: bool | int = False,
+    limit_train_batches: int | float = 1.0,
+    limit_val_batches: int | float = 1.0,
+    limit_test_batches: int | float = 1.0,
+    deterministic: bool = False,
+    compile: bool = False,
+) -> dict[str, Any]:
+    """Train the custom ResNet on CIFAR-10 and leave a run folder.
+
+    Args:
+        accelerator: What trains; auto takes a GPU where there is one.
+        devices: Number of devices or processes, or a list of GPUs such as 0,1.
+        num_nodes: Number of machines.
+        strategy: Lightning's strategy for several devices, such as ddp.
+        precision: Number format; auto takes bf16-mixed where the device is good at it.
+        max_epochs: Length of the training in epochs.
+        batch_size: Images in a batch, shared out among the devices.
+        lr: Maximum learning rate of the one cycle; auto finds it by a range test.
+        lr_steps: Length of the range test in steps.
+        lr_finder: Package that runs the range test.
+        weight_decay: Decoupled weight decay, per step and unit of learning rate.
+        label_smoothing: Share of each target that is spread over all classes.
+        base_width: Channels of the first convolution; 64 gives 6,573,120 parameters.
+        seed: Seed of weights, split, order and augmentation.
+        data: Images: CIFAR-10 (or a folder of images), or drawn shapes.
+        data_dir: Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/.
+        val_size: Training images held out; auto is 5000, or a tenth of a small set.
+        crop_padding: Border for the random crop in pixels; 0 for no crop.
+        flip: Mirror training images at random.
+        cutout: Side of the cutout square in pixels; 0 for none.
+        output_dir: Folder of all runs.
+        name: Name of this run's folder; null for time and seed.
+        overwrite: Replace the run that is in the folder.
+        ckpt_path: Checkpoint to go on from, or last for the run's newest.
+        fast_dev_run: Try everything on one batch, or so many, and write nothing.
+        limit_train_batches: Batches an epoch: a number, or a share such as 0.1.
+        limit_val_batches: Validation batches, likewise; 0 for none.
+        limit_test_batches: Test batches, likewise.
+        deterministic: Use only algorithms that repeat bit for bit; slower on a GPU.
+        compile: Compile the network with torch.compile; pays in long runs.
+
+    Returns:
+        What metrics.json holds: `train/loss`, `train/acc`, `val/...`, `test/...`
+        (accuracies as fractions), `max_lr`, times and circumstances.
+
+    Raises:
+        InputError: A value or file that the user can put right.
+    """
+    config = dict(locals())
+    started = time.perf_counter()
+    check_flags(config)
+    hardware = environment.choose_hardware(
+        accelerator, devices, num_nodes, strategy, precision
+    )
+    run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
+    checkpoint = find_checkpoint(run, config)
+    saved = None if checkpoint is None else read_checkpoint(checkpoint)
+    images = CIFAR10DataModule(
+        data, data_dir, batch_size, val_size, seed, crop_padding, flip, cutout
+    )
+    images.prepare_data()
+    images.setup()
+    config |= {"precision": hardware["precision"], "val_size": images.val_size}
+    if saved is not None:
+        check_same_run(saved, config)
+    if not fast_dev_run:
+        run.create(overwrite=overwrite)
+
+    config["lr"], test = settle_lr(config, images, hardware, saved)
+    module = build_module(config, images)
+    history, clock = History(None if fast_dev_run else run.metrics_csv), TrainingClock()
+    trainer = build_trainer(config, hardware, run, history, clock)
+    announce(module, images, trainer, run, config, test)
+    trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
+    tested = trainer.test(module, datamodule=images, verbose=False)[0]
+
+    metrics: dict[str, Any] = {name: history.rows[-1].get(name) for name in COLUMNS}
+    metrics |= dict(tested) | {
+        "max_lr": config["lr"],
+        "epochs": trainer.current_epoch,
+        # The whole of this process so far: data, range test, training and tests.
+        "seconds": round(time.perf_counter() - started, 1),
+        # The training epochs of this process, augmentation included, validation not.
+        "images_per_second": clock.images_per_second(),
+        "seed": seed,
+        "device": environment.device_name(trainer.strategy.root_device),
+        "precision": hardware["precision"],
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    leave_results(metrics, history, trainer, run, config)
+    return metrics
+
+
+def find_checkpoint(run: RunFolder, config: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if that is what the user wants.
+
+    Raises:
+        InputError: A new run would mix with the one in the folder.
+    """
+    if config["ckpt_path"] is None:
+        if not config["overwrite"] and not config["fast_dev_run"]:
+            run.check_free()
+        return None
+    if config["ckpt_path"] != "last":
+        return Path(config["ckpt_path"])
+    newest = run.newest_checkpoint()
+    if newest is None:
+        log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
+    return newest
+
+
+def settle_lr(
+    config: dict[str, Any],
+    images: CIFAR10DataModule,
+    hardware: dict[str, Any],
+    saved: dict[str, Any] | None,
+) -> tuple[float, RangeTest | None]:
+    """The maximum LR: the checkpoint's, the user's, or the pick of a range test."""
+    if saved is not None:
+        return saved["config"]["lr"], None
+    if config["lr"] != "auto":
+        return config["lr"], None
+    if config["fast_dev_run"]:
+        return FAST_DEV_LR, None
+    spent = build_module(config | {"lr": FAST_DEV_LR, "compile": False}, images)
+    finder, steps = config["lr_finder"], config["lr_steps"]
+    test = range_test(spent, images, finder, steps, hardware)
+    return test.lr, test
+
+
+def build_module(config: dict[str, Any], images: CIFAR10DataModule) -> LitCustomResNet:
+    """A new module; its weights depend on the seed alone, not on what ran before."""
+    pl.seed_everything(config["seed"], verbose=False)
+    module = LitCustomResNet(
+        images.classes,
+        images.mean,
+        images.std,
+        config["lr"],
+        config["weight_decay"],
+        config["label_smoothing"],
+        config["base_width"],
+    )
+    if config["compile"]:
+        module.net.compile()  # in place, so the names in checkpoints stay
+    return module
+
+
+def build_trainer(
+    config: dict[str, Any],
+    hardware: dict[str, Any],
+    run: RunFolder,
+    history: History,
+    clock: TrainingClock,
+) -> pl.Trainer:
+    """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
+    callbacks = [RunProgressBar(), clock, history]
+    logger: TensorBoardLogger | None = None
+    if not config["fast_dev_run"]:
+        logger = TensorBoardLogger(run.path, "", "", default_hp_metric=False)
+        logger.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
+        callbacks += [TensorBoardDetails(logger), ConfigInCheckpoint(config)]
+        has_val = config["val_size"] and config["limit_val_batches"]
+        callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
+    return pl.Trainer(
+        **hardware,
+        max_epochs=config["max_epochs"],
+        logger=logger or False,
+        callbacks=callbacks,
+        default_root_dir=config["output_dir"],
+        fast_dev_run=int(config["fast_dev_run"]),
+        limit_train_batches=config["limit_train_batches"],
+        limit_val_batches=config["limit_val_batches"],
+        limit_test_batches=config["limit_test_batches"],
+        num_sanity_val_steps=0,
+        log_every_n_steps=0,  # everything is logged once an epoch
+        enable_progress_bar=False,  # ours is among the callbacks
+        enable_model_summary=False,  # `announce` shows the layers
+        deterministic=config["deterministic"],
+    )
+
+
+@rank_zero_only
+def announce(
+    module: LitCustomResNet,
+    images: CIFAR10DataModule,
+    trainer: pl.Trainer,
+    run: RunFolder,
+    config: dict[str, Any],
+    test: RangeTest | None,
+) -> None:
+    """Show what is about to be trained, and write it down."""
+    print(layer_table(module.net))
+    print(images)
+    print(
+        f"Max LR {config['lr']:.3g}, precision {config['precision']}, "
+        f"batches of {config['batch_size']}"
+    )
+    if config["fast_dev_run"]:
+        return
+    run.write_config(config)
+    print(f"Run folder {run.path}")
+    if test is not None:
+        figure = lr_finder_figure(test)
+        figure.savefig(run.path / "lr_finder.png", dpi=150)
+        assert isinstance(trainer.logger, TensorBoardLogger)
+        trainer.logger.experiment.add_figure("lr_finder", figure)
+
+
+@rank_zero_only
+def leave_results(
+    metrics: dict[str, Any],
+    history: History,
+    trainer: pl.Trainer,
+    run: RunFolder,
+    config: dict[str, Any],
+) -> None:
+    """Write the final figures, and show them."""
+    if not config["fast_dev_run"]:
+        run.write_metrics(metrics)
+        curves_figure(history.rows).savefig(run.path / "curves.png", dpi=150)
+        final = {
+            f"final/{key}": value
+            for key, value in metrics.items()
+            if "/" in key and value is not None
+        }
+        assert isinstance(trainer.logger, TensorBoardLogger)
+        trainer.logger.log_hyperparams(config, final, step=trainer.global_step)
+        trainer.logger.finalize("success")
+    print()
+    for split in ("train", "val", "test"):
+        if metrics[f"{split}/acc"] is not None:
+            print(f"{split + ' accuracy':<16} {100 * metrics[f'{split}/acc']:.2f} %")
+    print(f"{'max LR':<16} {metrics['max_lr']:.3g}")
+    print(f"{'time':<16} {metrics['seconds']:.0f} s")
+    if metrics["images_per_second"] is not None:
+        print(f"{'training':<16} {metrics['images_per_second']:.0f} images/s")
+    if not config["fast_dev_run"]:
+        print(f"\nLook at it: tensorboard --logdir {shlex.quote(config['output_dir'])}")
+
+
+def main() -> None:
+    """The command line: exit code 0, or 2 with one line on stderr for bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
+    for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/21424
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    try:
+        train(**cli.parse(train, sys.argv[1:]))
+    except InputError as error:
+        cli.fail("train.py", str(error))
+    except SIGTERMException:  # Lightning would end with exit code 0
+        sys.exit(143)
+
+
+if __name__ == "__main__":
+    main()
