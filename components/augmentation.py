@@ -1,4 +1,4 @@
-"""Random crop, flip and cutout, drawn for each image of an epoch and applied in a batch.
+"""Random crop, flip and cutout: drawn for each image, applied to a whole batch.
 
 What happens to an image is a pure function of (seed, epoch, position): the draws of a
 whole epoch come from one generator on the CPU, so they are the same on every device, in

@@ -6,9 +6,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, set_docstring_parse_options
+from jsonargparse import ArgumentParser
 
-set_docstring_parse_options(attribute_docstrings=False)
 
 
 class Parser(ArgumentParser):

@@ -1,4 +1,4 @@
-"""Images in class folders (`train/<class>/*.png`, `test/<class>/*.png`), decoded once."""
+"""Images in class folders (`train/<class>/`, `test/<class>/`), decoded once."""
 
 import hashlib
 import logging
@@ -133,8 +133,8 @@ def _user_cache(folder: Path) -> Path:
 
 def _read_cache(path: Path, key: str) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file) if str(file["key"]) == key else None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays) if str(arrays["key"]) == key else None
     except FileNotFoundError:
         return None
     except Exception as error:  # torn or foreign: np.load raises many kinds

@@ -1,0 +1,73 @@
+"""Fixtures of all tests: small images, small runs, no network."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from datamodule import CIFAR10DataModule
+from train import train
+
+CLASSES = ("blue", "green", "red")
+Metrics = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Work in an empty folder, with nothing to download from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder: noise around three colours, 40 and 10 images of each."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for channel, name in enumerate(reversed(CLASSES)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 160, (32, 32, 3), dtype=np.uint8)
+                pixels[..., channel] += 60
+                path = folder / split / name / f"{number}.png"
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture()
+def quick_train(image_folder: Path) -> Callable[..., Metrics]:
+    """`train` on the image folder with a narrow network, a few steps long."""
+
+    def run(**flags: Any) -> Metrics:
+        quick: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "32-true",
+            "data_dir": str(image_folder),
+            "batch_size": 32,
+            "max_epochs": 2,
+            "base_width": 4,
+            "lr": 0.01,
+            "name": "run",
+        }
+        return train(**quick | flags)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_cifar10() -> CIFAR10DataModule:
+    """The real CIFAR-10 from data/cifar10 or data; skips where there is none."""
+    root = Path(__file__).parent / "data"
+    for folder in (root / "cifar10", root):
+        data = CIFAR10DataModule(data_dir=str(folder))
+        if (folder / "train").is_dir() or (folder / "cifar-10-batches-py").is_dir():
+            data.setup()
+            return data
+    pytest.skip("needs the real CIFAR-10 in data/cifar10 or data")

@@ -1,0 +1,110 @@
+"""The network against its literal table and an independent reference."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from custom_resnet import CustomResNet, layer_table
+
+TABLE = [
+    ("Conv2d", (64, 32, 32), 1728),
+    ("BatchNorm2d", (64, 32, 32), 128),
+    ("ReLU", (64, 32, 32), 0),
+    ("Conv2d", (128, 32, 32), 73728),
+    ("MaxPool2d", (128, 16, 16), 0),
+    ("BatchNorm2d", (128, 16, 16), 256),
+    ("ReLU", (128, 16, 16), 0),
+    ("Conv2d", (128, 16, 16), 147456),
+    ("BatchNorm2d", (128, 16, 16), 256),
+    ("ReLU", (128, 16, 16), 0),
+    ("Conv2d", (128, 16, 16), 147456),
+    ("BatchNorm2d", (128, 16, 16), 256),
+    ("ReLU", (128, 16, 16), 0),
+    ("Conv2d", (256, 14, 14), 294912),
+    ("MaxPool2d", (256, 7, 7), 0),
+    ("BatchNorm2d", (256, 7, 7), 512),
+    ("ReLU", (256, 7, 7), 0),
+    ("Conv2d", (512, 7, 7), 1179648),
+    ("MaxPool2d", (512, 3, 3), 0),
+    ("BatchNorm2d", (512, 3, 3), 1024),
+    ("ReLU", (512, 3, 3), 0),
+    ("Conv2d", (512, 3, 3), 2359296),
+    ("BatchNorm2d", (512, 3, 3), 1024),
+    ("ReLU", (512, 3, 3), 0),
+    ("Conv2d", (512, 3, 3), 2359296),
+    ("BatchNorm2d", (512, 3, 3), 1024),
+    ("ReLU", (512, 3, 3), 0),
+    ("MaxPool2d", (512, 1, 1), 0),
+    ("Linear", (10,), 5120),
+]
+
+
+def test_layers_shapes_and_parameters_are_the_table() -> None:
+    net = CustomResNet()
+    seen: list[tuple[str, tuple[int, ...], int]] = []
+
+    def see(layer: nn.Module, _: object, output: Tensor) -> None:
+        count = sum(parameter.numel() for parameter in layer.parameters())
+        seen.append((type(layer).__name__, tuple(output.shape[1:]), count))
+
+    for layer in net.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(see)
+    net(torch.zeros(2, 3, 32, 32))
+    assert seen == TABLE
+    assert sum(parameter.numel() for parameter in net.parameters()) == 6_573_120
+
+
+def test_printed_table_holds_the_same_rows() -> None:
+    header, *rows, total = layer_table(CustomResNet()).splitlines()
+    assert header.split() == ["Layer", "Output", "shape", "Parameters"]
+    for number, (row, (layer, shape, count)) in enumerate(
+        zip(rows, TABLE, strict=True), start=1
+    ):
+        expected = [f"{layer}-{number}", *str([-1, *shape]).split(), f"{count:,}"]
+        assert row.split() == expected
+    assert total.split() == ["Total", "6,573,120"]
+
+
+def reference(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """The network in training mode, written with functions only."""
+
+    def block(x: Tensor, name: str, *, pool: bool = False, padding: int = 1) -> Tensor:
+        norm = 2 if pool else 1
+        x = F.conv2d(x, state[f"{name}.0.weight"], padding=padding)
+        x = F.max_pool2d(x, 2) if pool else x
+        weight, bias = state[f"{name}.{norm}.weight"], state[f"{name}.{norm}.bias"]
+        return F.batch_norm(x, None, None, weight, bias, training=True).relu()
+
+    x = block(x, "prep")
+    x = block(x, "layer1", pool=True)
+    x = x + block(block(x, "residual1.0"), "residual1.1")
+    x = block(x, "layer2", pool=True, padding=0)
+    x = block(x, "layer3", pool=True)
+    x = x + block(block(x, "residual3.0"), "residual3.1")
+    return F.max_pool2d(x, 3).flatten(1) @ state["fc.weight"].T
+
+
+def test_output_and_gradient_equal_the_functional_reference() -> None:
+    torch.manual_seed(0)
+    net = CustomResNet(num_classes=7, base_width=8).double()
+    state = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    for value in state.values():
+        value.requires_grad_(value.is_floating_point())
+    x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    ours, theirs = net(x), reference(x, state)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter.grad, state[name].grad)
+
+
+def test_layer_table_leaves_the_network_as_it_was() -> None:
+    net = CustomResNet(base_width=4)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    layer_table(net)
+    assert net.training
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(layer._forward_hooks for layer in net.modules())

@@ -1,0 +1,133 @@
+"""The data module: split, statistics, and who is augmented."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.errors import InputError
+from components.loader import EvalLoader
+from datamodule import CIFAR10DataModule, channel_statistics, stratified_split
+
+LABELS = torch.arange(1000) % 10
+
+
+@pytest.fixture()
+def data(image_folder: Path) -> CIFAR10DataModule:
+    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("val_size", [0, 1, 10, 100, 137, 999])
+def test_split_is_disjoint_complete_and_stratified(val_size: int) -> None:
+    train, val = stratified_split(LABELS, val_size, seed=0)
+    assert len(val) == val_size
+    assert sorted(train.tolist() + val.tolist()) == list(range(1000))
+    counts = LABELS[val].bincount(minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_split_keeps_the_shares_of_unequal_classes() -> None:
+    labels = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
+    _, val = stratified_split(labels, 50, seed=0)
+    assert labels[val].bincount().tolist() == [30, 15, 5]
+
+
+def test_split_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    once = stratified_split(LABELS, 100, seed=4)[1]
+    torch.manual_seed(2)
+    assert torch.equal(once, stratified_split(LABELS, 100, seed=4)[1])
+    assert not torch.equal(once, stratified_split(LABELS, 100, seed=5)[1])
+
+
+def test_statistics_are_those_of_the_pixels() -> None:
+    images = torch.randint(0, 200, (50, 32, 32, 3), dtype=torch.uint8)
+    mean, std = channel_statistics(images)
+    pixels = images.double().div(255).flatten(0, 2)
+    assert mean == pytest.approx(pixels.mean(0).tolist(), abs=5e-5)
+    assert std == pytest.approx(pixels.std(0, correction=0).tolist(), abs=5e-5)
+
+
+def test_statistics_of_one_colour_do_not_divide_by_zero() -> None:
+    images = torch.full((4, 32, 32, 3), 7, dtype=torch.uint8)
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx((7 / 255,) * 3, abs=5e-5)
+    assert min(std) > 0
+
+
+def test_sizes_and_classes(data: CIFAR10DataModule) -> None:
+    assert data.classes == ("blue", "green", "red")
+    assert data.val_size == 12  # a tenth of 120
+    assert str(data) == "108 training, 12 validation and 30 test images of 3 classes"
+    assert len(data.train_dataloader()) == 3
+    data.setup()  # a second time changes nothing
+    assert len(data.train_index) == 108
+
+
+def gathered(loader: object) -> Tensor:
+    assert isinstance(loader, EvalLoader)
+    return torch.cat([images for images, _ in loader]).permute(0, 2, 3, 1)
+
+
+def test_only_training_images_are_augmented(data: CIFAR10DataModule) -> None:
+    assert data.images is not None
+    held_out = data.images.train_images[data.val_index]
+    assert torch.equal(gathered(data.val_dataloader()), held_out)
+    assert torch.equal(gathered(data.test_dataloader()), data.images.test_images)
+    originals = {image.numpy().tobytes() for image in data.images.train_images}
+    for images, _ in data.train_dataloader():
+        for image in images.permute(0, 2, 3, 1):
+            assert image.contiguous().numpy().tobytes() not in originals
+
+
+def test_training_never_sees_the_held_out_images(image_folder: Path) -> None:
+    data = CIFAR10DataModule(
+        data_dir=str(image_folder),
+        batch_size=27,
+        crop_padding=0,
+        flip=False,
+        cutout=0,
+    )
+    data.setup()
+    assert data.images is not None
+    batches = torch.cat([images for images, _ in data.train_dataloader()])
+    seen = {image.permute(1, 2, 0).numpy().tobytes() for image in batches}
+    part = data.images.train_images[data.train_index]
+    assert seen == {image.numpy().tobytes() for image in part}
+
+
+def test_nothing_held_out(image_folder: Path) -> None:
+    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=60, val_size=0)
+    data.setup()
+    assert len(data.train_index) == 120
+    assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "val_size", "message"),
+    [
+        (32, 120, "--val_size 120 leaves nothing of 120 training images"),
+        (109, 12, "--batch_size 109 is more than the 120 training images less the 12"),
+    ],
+)
+def test_impossible_sizes(
+    image_folder: Path, batch_size: int, val_size: int, message: str
+) -> None:
+    data = CIFAR10DataModule(
+        data_dir=str(image_folder), batch_size=batch_size, val_size=val_size
+    )
+    with pytest.raises(InputError, match=message):
+        data.setup()
+
+
+@pytest.mark.slow()
+def test_statistics_of_cifar10_are_the_known_constants(
+    real_cifar10: CIFAR10DataModule,
+) -> None:
+    assert real_cifar10.mean == (0.4914, 0.4822, 0.4465)
+    assert real_cifar10.std == (0.2470, 0.2435, 0.2616)
+    assert len(real_cifar10.train_index) == 45_000
