@@ -22,7 +22,7 @@ Finder = Literal["lightning", "torch-lr-finder"]
 
 MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
 MIN_STEPS = 40  # fewer are too far apart for the pick
-VALLEY = 0.7  # share of the greatest gain that counts as the valley
+VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
 BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
 
 
@@ -66,7 +66,7 @@ def range_test(
         hardware: The arguments of `Trainer` that choose devices and precision.
 
     Raises:
-        InputError: The losses allow no pick.
+        InputError: The losses allow no pick, or the finder cannot do what is asked.
     """
     run = run_lightning if finder == "lightning" else run_torch_lr_finder
     try:
@@ -79,27 +79,26 @@ def range_test(
 def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
     """Three quarters across the valley of a range test, on the log scale.
 
-    The valley is where the smoothed loss gains at least `VALLEY` of the most that it
-    gains anywhere over guessing, whose loss is log(num_classes). Both its edges are
-    steep, so unlike the minimum or the steepest point of a nearly flat floor they stay
-    where they are from seed to seed. A one-cycle maximum belongs towards the upper edge
-    (Smith, arXiv 1708.07120), and not on it, where the training begins to fail.
+    The valley is where the smoothed loss is within `VALLEY` times log(num_classes), the
+    loss of guessing, of its minimum. Its floor is nearly flat, so the minimum and the
+    steepest point wander over a decade from seed to seed; its edges are steep and stay.
+    A one-cycle maximum belongs towards the upper edge (Smith, arXiv 1708.07120), but not
+    on it, where the training begins to fail.
 
     Returns:
         The pick, rounded to three digits.
 
     Raises:
-        InputError: At no rate is the loss below that of guessing.
+        InputError: Every loss is infinite or not a number.
     """
-    smoothed, guessing = smooth(losses), np.log(num_classes)
+    smoothed = smooth(losses)
     lowest = int(smoothed.argmin())
-    if not smoothed[lowest] < guessing:
+    if not np.isfinite(smoothed[lowest]):
         raise InputError(
-            f"--lr auto: in {len(lrs)} steps the loss never fell below {guessing:.2f}, "
-            "that of guessing; give more --lr_steps, or a rate such as --lr 0.01"
+            f"--lr auto: no loss in {len(lrs)} steps was finite, so there is nothing to "
+            "pick; check the images and --precision, or give a rate such as --lr 0.01"
         )
-    level = guessing - VALLEY * (guessing - smoothed[lowest])
-    inside = smoothed <= level
+    inside = smoothed <= smoothed[lowest] + VALLEY * np.log(num_classes)
     first = int(inside.argmax())
     beyond = np.flatnonzero(~inside[lowest:])
     last = lowest + int(beyond[0]) - 1 if len(beyond) else len(lrs) - 1
@@ -113,7 +112,7 @@ def smooth(losses: list[float]) -> np.ndarray:
     """
     values = np.nan_to_num(np.array(losses), nan=np.inf)
     half = max(1, round(0.035 * len(values)))
-    windows = (values[max(0, k - half) : k + half + 1] for k in range(len(values)))
+    windows = [values[max(0, k - half) : k + half + 1] for k in range(len(values))]
     return np.array([window.mean() for window in windows])
 
 

@@ -68,10 +68,10 @@ def draw_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     labels = labels[torch.randperm(count, generator=generator)]
     axis = torch.linspace(-1, 1, IMAGE_SIZE)
     y, x = torch.meshgrid(axis, axis, indexing="ij")  # (32, 32) each
-    size = uniform(0.35, 0.65, 1, 1)
-    dx = (x - uniform(-0.3, 0.3, 1, 1)) / size
-    dy = (y - uniform(-0.3, 0.3, 1, 1)) / size
-    tilt = uniform(-math.pi / 10, math.pi / 10, 1, 1)
+    size = uniform(0.45, 0.75, 1, 1)
+    dx = (x - uniform(-0.25, 0.25, 1, 1)) / size
+    dy = (y - uniform(-0.25, 0.25, 1, 1)) / size
+    tilt = uniform(-math.pi / 12, math.pi / 12, 1, 1)
     u = dx * tilt.cos() + dy * tilt.sin()
     v = dy * tilt.cos() - dx * tilt.sin()
     outside = torch.empty_like(u)
@@ -84,7 +84,7 @@ def draw_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     slope = uniform(-0.15, 0.15, 1, 1, 3) * x[..., None]
     slope = slope + uniform(-0.15, 0.15, 1, 1, 3) * y[..., None]
     ground = uniform(0.2, 0.8, 1, 1, 3) + slope
-    contrast = uniform(0.25, 0.6, 1, 1, 3) * uniform(-1, 1, 1, 1, 3).sign()
+    contrast = uniform(0.25, 0.6, 1, 1, 3) * uniform(-1, 1, 1, 1, 1).sign()
     noise = 0.04 * torch.randn(ground.shape, generator=generator)
     pixels = ground + cover * contrast + noise
     return pixels.clamp(0, 1).mul(255).round().to(torch.uint8), labels
