@@ -40,7 +40,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def quick_train(image_folder: Path) -> Callable[..., Metrics]:
     """`train` on the image folder with a narrow network, a few steps long."""
 

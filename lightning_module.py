@@ -61,6 +61,8 @@ class LitCustomResNet(pl.LightningModule):
         self.register_buffer("std", levels[1], persistent=False)
 
         # "disable": the other strategies look at every value and so wait for the GPU.
+        # It also drops weights without a word (torchmetrics 1.9), so the losses go in
+        # image by image.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
@@ -82,10 +84,12 @@ class LitCustomResNet(pl.LightningModule):
         images, labels = batch
         logits = self(images)
         smoothing = self.hparams["label_smoothing"]
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        self.train_loss.update(loss.detach(), len(labels))
+        losses = F.cross_entropy(
+            logits, labels, label_smoothing=smoothing, reduction="none"
+        )
+        self.train_loss.update(losses.detach())
         self.train_acc.update(logits.detach(), labels)
-        return loss
+        return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Plain cross-entropy and accuracy of one batch of the held-out part."""
@@ -145,7 +149,7 @@ class LitCustomResNet(pl.LightningModule):
     def _evaluate(self, batch: Batch, loss: Metric, accuracy: Metric) -> Tensor:
         images, labels = batch
         logits: Tensor = self(images)
-        loss.update(F.cross_entropy(logits, labels), len(labels))
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
         accuracy.update(logits, labels)
         return logits
 

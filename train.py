@@ -122,7 +122,7 @@ def train(
     config = dict(locals())
     started = time.perf_counter()
     check_flags(config)
-    hardware = environment.choose_hardware(
+    hardware, device = environment.choose_hardware(
         accelerator, devices, num_nodes, strategy, precision
     )
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
@@ -156,7 +156,7 @@ def train(
         # The training epochs of this process, augmentation included, validation not.
         "images_per_second": clock.images_per_second(),
         "seed": seed,
-        "device": environment.device_name(trainer.strategy.root_device),
+        "device": environment.device_name(device),
         "precision": hardware["precision"],
         "versions": environment.versions(),
         "commit": environment.commit(),

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 
-
 class Parser(ArgumentParser):
     """Reports an error as one line on stderr and ends with exit code 2."""
 

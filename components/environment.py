@@ -27,11 +27,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def choose_hardware(
     accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], torch.device]:
     """Settle device and precision before anything else happens.
 
     Returns:
-        Arguments for `Trainer`, "auto" precision replaced.
+        Arguments for `Trainer`, "auto" precision replaced, and this process's device.
 
     Raises:
         InputError: This machine has not got what is asked for.
@@ -51,7 +51,7 @@ def choose_hardware(
             f"not possible here ({reason}); --accelerator cpu --devices 1 always is"
         ) from None
     device = trainer.strategy.root_device
-    return hardware | {"precision": resolve_precision(precision, device)}
+    return hardware | {"precision": resolve_precision(precision, device)}, device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

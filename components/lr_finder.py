@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import tempfile
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -81,9 +82,9 @@ def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
 
     The valley is where the smoothed loss is within `VALLEY` times log(num_classes), the
     loss of guessing, of its minimum. Its floor is nearly flat, so the minimum and the
-    steepest point wander over a decade from seed to seed; its edges are steep and stay.
-    A one-cycle maximum belongs towards the upper edge (Smith, arXiv 1708.07120), but not
-    on it, where the training begins to fail.
+    steepest point wander over a decade from seed to seed; its edges are steep and hold.
+    A one-cycle maximum belongs towards the upper edge (Smith, arXiv 1708.07120), but
+    not on it, where the training begins to fail.
 
     Returns:
         The pick, rounded to three digits.
@@ -95,8 +96,8 @@ def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
     lowest = int(smoothed.argmin())
     if not np.isfinite(smoothed[lowest]):
         raise InputError(
-            f"--lr auto: no loss in {len(lrs)} steps was finite, so there is nothing to "
-            "pick; check the images and --precision, or give a rate such as --lr 0.01"
+            f"--lr auto: no loss in {len(lrs)} steps was finite, so there is nothing "
+            "to pick; try another --precision, or give a rate such as --lr 0.01"
         )
     inside = smoothed <= smoothed[lowest] + VALLEY * np.log(num_classes)
     first = int(inside.argmax())
@@ -106,12 +107,13 @@ def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
 
 
 def smooth(losses: list[float]) -> np.ndarray:
-    """Centred running mean over some 7 % of a test; infinite where a loss is not.
+    """Centred running mean over some 9 % of a test; infinite where a loss is not.
 
     Unlike a mean of past losses it does not shift the curve towards higher rates.
     """
-    values = np.nan_to_num(np.array(losses), nan=np.inf)
-    half = max(1, round(0.035 * len(values)))
+    values = np.array(losses)
+    values[~np.isfinite(values)] = np.inf  # and not the largest float, nor minus that
+    half = max(1, round(0.04 * len(values)))
     windows = [values[max(0, k - half) : k + half + 1] for k in range(len(values))]
     return np.array([window.mean() for window in windows])
 
@@ -132,15 +134,17 @@ def run_lightning(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        finder = Tuner(trainer).lr_find(
-            module,
-            datamodule=_TrainingOnly(data),
-            min_lr=MIN_LR,
-            max_lr=MAX_LR,
-            num_training=steps,
-            early_stop_threshold=None,  # the end is part of the record
-            update_attr=False,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*have no `val_dataloader`")
+            finder = Tuner(trainer).lr_find(
+                module,
+                datamodule=_TrainingOnly(data),
+                min_lr=MIN_LR,
+                max_lr=MAX_LR,
+                num_training=steps,
+                early_stop_threshold=None,  # the end is part of the record
+                update_attr=False,
+            )
     assert finder is not None  # only with fast_dev_run
     return finder.results["lr"], unsmooth(finder.results["loss"])
 

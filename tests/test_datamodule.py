@@ -13,7 +13,7 @@ from datamodule import CIFAR10DataModule, channel_statistics, stratified_split
 LABELS = torch.arange(1000) % 10
 
 
-@pytest.fixture()
+@pytest.fixture
 def data(image_folder: Path) -> CIFAR10DataModule:
     data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
     data.prepare_data()
@@ -124,7 +124,7 @@ def test_impossible_sizes(
         data.setup()
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_statistics_of_cifar10_are_the_known_constants(
     real_cifar10: CIFAR10DataModule,
 ) -> None:

@@ -23,7 +23,7 @@ from components.sources import fetch, load
 from components.synthetic import SHAPES, draw_shapes
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_folder(tmp_path: Path) -> Path:
     """Two classes, two images of each in both splits."""
     for split in ("train", "test"):
@@ -180,7 +180,7 @@ def test_no_data_and_no_network_names_all_ways_out(tmp_path: Path) -> None:
     assert "--data synthetic" in text
 
 
-@pytest.fixture()
+@pytest.fixture
 def served_cifar10(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[str]]:

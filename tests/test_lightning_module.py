@@ -1,0 +1,142 @@
+"""The module: schedule, optimizer, normalisation, metrics, learning."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_module import LitCustomResNet
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
+
+
+def make_module(**options: float) -> LitCustomResNet:
+    torch.manual_seed(0)
+    settings = {"lr": 0.01, "base_width": 4} | options
+    return LitCustomResNet(("a", "b", "c"), MEAN, STD, **settings)
+
+
+def learning_rates(total_steps: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The LR of every step of the cycle, as the Trainer would step it."""
+    trainer = SimpleNamespace(estimated_stepping_batches=total_steps)
+    monkeypatch.setattr(LitCustomResNet, "trainer", trainer)
+    configured = make_module(lr=0.02).configure_optimizers()
+    scheduler = configured["lr_scheduler"]["scheduler"]
+    assert configured["lr_scheduler"]["interval"] == "step"
+    rates = []
+    for _ in range(total_steps):
+        rates.append(configured["optimizer"].param_groups[0]["lr"])
+        configured["optimizer"].step()
+        scheduler.step()
+    return rates
+
+
+def test_cycle_peaks_at_epoch_5_of_24(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = learning_rates(24 * 10, monkeypatch)
+    assert rates[0] == pytest.approx(0.0008)  # a 25th of the maximum
+    assert rates[24] == pytest.approx(0.0008 + 24 / 49 * 0.0192)  # straight up
+    assert rates[49] == pytest.approx(0.02)  # the last step of the fifth epoch
+    assert max(rates) == rates[49]
+    assert rates[144] == pytest.approx(0.01, rel=1e-5)  # straight down
+    assert rates[239] == pytest.approx(8e-8)  # a 10,000th of the first
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 24, 48])
+def test_cycle_of_any_length(total_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = learning_rates(total_steps, monkeypatch)
+    assert rates[-1] == pytest.approx(8e-8)
+    assert all(0 < rate <= 0.02 for rate in rates)
+
+
+def test_weight_decay_is_decoupled_and_spares_batch_norm() -> None:
+    module = make_module(weight_decay=0.1, lr=0.5)
+    optimizer = module.make_optimizer()
+    names = {parameter: name for name, parameter in module.net.named_parameters()}
+    before = {name: value.clone() for value, name in names.items()}
+    for parameter in names:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter, name in names.items():
+        is_norm = parameter.ndim == 1
+        expected = before[name] * (1 if is_norm else 1 - 0.5 * 0.1)
+        torch.testing.assert_close(parameter.detach(), expected)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+def test_normalisation_is_part_of_the_model() -> None:
+    module = make_module().eval()
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    shape = (1, 3, 1, 1)
+    mean, std = torch.tensor(MEAN).view(shape), torch.tensor(STD).view(shape)
+    normalised = (images / 255 - mean) / std
+    torch.testing.assert_close(module(images), module.net(normalised))
+
+
+def test_weights_and_activations_are_channels_last() -> None:
+    module = make_module(base_width=8)
+    layouts: list[bool] = []
+
+    def see(layer: nn.Module, inputs: tuple[Tensor], _: object) -> None:
+        layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for layer in module.net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(see)
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    module(images)
+    assert layouts == [True] * 8
+
+
+def test_label_smoothing_in_training_only() -> None:
+    module = make_module(label_smoothing=0.2)
+    images = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    logits = module(images).detach()
+    loss = module.training_step((images, labels), 0)
+    log_p = logits.log_softmax(1)
+    picked = log_p[range(6), labels]
+    expected = -(0.8 * picked + 0.2 * log_p.mean(1)).mean()
+    torch.testing.assert_close(loss, expected)
+    module.eval()
+    module.validation_step((images, labels), 0)
+    plain = F.cross_entropy(module(images), labels)
+    torch.testing.assert_close(module.val_loss.compute(), plain.detach())
+
+
+def test_metrics_are_means_over_images_not_batches() -> None:
+    module = make_module().eval()
+    images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(10) % 3
+    for part in (slice(0, 7), slice(7, 10)):
+        module.test_step((images[part], labels[part]), 0)
+    logits = module(images).detach()
+    loss = F.cross_entropy(logits, labels)
+    hits = (logits.argmax(1) == labels).float().mean()
+    torch.testing.assert_close(module.test_loss.compute(), loss)
+    torch.testing.assert_close(module.test_acc.compute(), hits)
+    confusion = module.test_confusion.compute()
+    assert confusion.sum() == 10
+    assert confusion.diagonal().sum() == round(10 * hits.item())
+    for true in range(3):
+        predicted = logits.argmax(1)[labels == true].bincount(minlength=3)
+        assert torch.equal(confusion[true], predicted)
+
+
+def test_one_batch_is_learnt_by_heart() -> None:
+    module = make_module(base_width=8, lr=3e-3)
+    optimizer = module.make_optimizer()
+    images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8)
+    batch = images, torch.arange(32) % 3
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.8
+    assert losses[-1] < 0.02
+    assert (module(images).argmax(1) == batch[1]).all()

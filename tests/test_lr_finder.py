@@ -1,0 +1,113 @@
+"""The range test: its record, its pick, and that it leaves no trace."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from components.errors import InputError
+from components.lr_finder import MAX_LR, MIN_LR, pick_lr, range_test, smooth, unsmooth
+from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
+
+HARDWARE: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
+LRS = np.geomspace(1e-6, 1, 100).tolist()
+
+
+def valley(low: float, high: float) -> list[float]:
+    """Losses with a flat floor between two rates, and walls around it."""
+    return [1.5 if low <= lr <= high else 3.0 for lr in LRS]
+
+
+def test_smoothing_is_a_centred_mean() -> None:
+    losses = [0.0] * 100
+    losses[50] = 7.0
+    smoothed = smooth(losses)
+    assert smoothed[45:56].tolist() == [0, *[7 / 9] * 9, 0]
+    assert smooth([1.0] * 40 + [math.nan])[-2] == math.inf
+    assert smooth([4.0, 1.0, 1.0])[0] == 2.5  # half a window at the ends
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1e-2), (1e-3, 1e-1), (1e-5, 1e-3)])
+def test_pick_is_three_quarters_across_the_valley(low: float, high: float) -> None:
+    pick = pick_lr(LRS, valley(low, high), num_classes=10)
+    assert pick == pytest.approx(low**0.25 * high**0.75, rel=0.35)
+
+
+def test_pick_follows_the_edges_and_not_the_floor() -> None:
+    picks = set()
+    for lowest in (3e-4, 1e-3, 3e-3):
+        losses = valley(1e-4, 1e-2)
+        losses[int(np.argmin(np.abs(np.array(LRS) - lowest)))] -= 0.3
+        picks.add(pick_lr(LRS, losses, num_classes=10))
+    assert max(picks) / min(picks) < 1.5
+
+
+def test_pick_of_losses_that_never_rise_or_are_not_finite() -> None:
+    falling = np.linspace(3, 0.5, 100).tolist()
+    assert 0.3 < pick_lr(LRS, falling, num_classes=10) <= 1
+    torn = [*valley(1e-4, 1e-2)[:70], *[math.nan] * 20, *[math.inf] * 10]
+    assert pick_lr(LRS, torn, num_classes=10) == pytest.approx(3.2e-3, rel=0.5)
+    with pytest.raises(InputError, match="no loss in 100 steps was finite"):
+        pick_lr(LRS, [math.nan] * 100, num_classes=10)
+
+
+def test_unsmooth_undoes_lightnings_running_mean() -> None:
+    losses = np.random.default_rng(0).uniform(1, 4, 100)
+    mean, smoothed = 0.0, []
+    for step, loss in enumerate(losses, start=1):
+        mean = 0.98 * mean + 0.02 * loss
+        smoothed.append(mean / (1 - 0.98 ** (step + 1)))
+    assert unsmooth(smoothed) == pytest.approx(losses)
+
+
+@pytest.fixture
+def data(image_folder: Path) -> CIFAR10DataModule:
+    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
+    data.setup()
+    return data
+
+
+def new_module(data: CIFAR10DataModule) -> LitCustomResNet:
+    torch.manual_seed(0)
+    return LitCustomResNet(data.classes, data.mean, data.std, 0.01, base_width=4)
+
+
+@pytest.mark.parametrize("finder", ["lightning", "torch-lr-finder"])
+def test_record_is_complete_and_leaves_no_file(
+    finder: Any, data: CIFAR10DataModule
+) -> None:
+    test = range_test(new_module(data), data, finder, 50, HARDWARE)
+    assert len(test.lrs) == len(test.losses) == 50  # though an epoch has 3 batches
+    assert test.lrs[0] == pytest.approx(MIN_LR)
+    assert test.lrs[-1] == pytest.approx(MAX_LR, rel=0.35)
+    ratios = np.array(test.lrs[3:]) / np.array(test.lrs[2:-1])
+    assert ratios == pytest.approx(ratios[0])
+    assert test.lr == pick_lr(test.lrs, test.losses, 3)
+    assert data.trainer is None
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_first_losses_are_those_of_the_batches(data: CIFAR10DataModule) -> None:
+    module = new_module(data)
+    images, labels = next(iter(data.train_dataloader()))
+    expected = torch.nn.functional.cross_entropy(module(images), labels).item()
+    for finder in ("lightning", "torch-lr-finder"):
+        test = range_test(new_module(data), data, finder, 40, HARDWARE)  # type: ignore[arg-type]
+        assert test.losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_packages_see_nearly_the_same_losses(data: CIFAR10DataModule) -> None:
+    ours = range_test(new_module(data), data, "lightning", 60, HARDWARE)
+    theirs = range_test(new_module(data), data, "torch-lr-finder", 60, HARDWARE)
+    # They start Adam's first beta at 0.95 and 0.9; the tests part at high rates.
+    assert ours.losses[:25] == pytest.approx(theirs.losses[:25], rel=0.05)
+
+
+def test_torch_lr_finder_refuses_several_processes(data: CIFAR10DataModule) -> None:
+    hardware = HARDWARE | {"devices": 2, "strategy": "ddp"}
+    with pytest.raises(InputError, match="cannot share 2 processes"):
+        range_test(new_module(data), data, "torch-lr-finder", 40, hardware)
