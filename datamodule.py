@@ -96,6 +96,15 @@ class CIFAR10DataModule(pl.LightningDataModule):
             f"{len(self.images.test_labels)} test images of {len(self.classes)} classes"
         )
 
+    def batches(self) -> dict[str, int]:
+        """Batches of each split: full ones in training, the last may be short else."""
+        assert self.images is not None, "setup() comes first"
+        return {
+            "train": len(self.train_index) // self.batch_size,
+            "val": -(-len(self.val_index) // self.batch_size),
+            "test": -(-len(self.images.test_labels) // self.batch_size),
+        }
+
     def train_dataloader(self) -> TrainLoader:
         """Shuffled and augmented batches of the training part."""
         assert self.images is not None, "setup() comes first"

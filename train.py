@@ -33,7 +33,7 @@ from components.callbacks import (
 from components.environment import Precision
 from components.errors import InputError
 from components.figures import curves_figure, lr_finder_figure
-from components.flags import check_flags
+from components.flags import check_flags, check_limits
 from components.lr_finder import Finder, RangeTest, range_test
 from components.run_folder import RunFolder, check_same_run, read_checkpoint
 from components.sources import Source
@@ -43,6 +43,11 @@ from lightning_module import LitCustomResNet
 
 log = logging.getLogger(__name__)
 
+EXPECTED_WARNINGS = (
+    ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21424
+    "Checkpoint directory .* exists",  # `find_checkpoint` has decided about it
+    "Total length of `list` across ranks is zero",  # nothing is held out
+)
 FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
@@ -134,6 +139,7 @@ def train(
     images.prepare_data()
     images.setup()
     config |= {"precision": hardware["precision"], "val_size": images.val_size}
+    check_limits(config, images.batches())
     if saved is not None:
         check_same_run(saved, config)
     if not fast_dev_run:
@@ -320,8 +326,8 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
     for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # https://github.com/Lightning-AI/pytorch-lightning/issues/21424
-    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     try:
         train(**cli.parse(train, sys.argv[1:]))
     except InputError as error:

@@ -195,7 +195,7 @@ class TensorBoardDetails(Callback):
             # add_graph traces: https://github.com/pytorch/pytorch/issues/103994
             warnings.simplefilter("ignore", DeprecationWarning)
             self.writer.add_graph(
-                net.cpu().eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+                net.cpu().float().eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
             )
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -1,5 +1,6 @@
 """The command line of a function: one flag a parameter, one line an error."""
 
+import itertools
 import re
 import sys
 import typing
@@ -43,12 +44,8 @@ def parse(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
         f"--{name}" for name, kind in parser.types.items() if _allows_true(kind)
     }
     spelled_out = [
-        f"{argument}=true" if argument in switches and stands_alone else argument
-        for argument, stands_alone in zip(
-            arguments,
-            [follower.startswith("-") for follower in [*arguments[1:], "-"]],
-            strict=True,
-        )
+        f"{flag}=true" if flag in switches and follower.startswith("-") else flag
+        for flag, follower in itertools.pairwise([*arguments, "-"])
     ]
     values: dict[str, Any] = parser.parse_args(spelled_out).as_dict()
     del values["config"]

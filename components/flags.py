@@ -58,6 +58,25 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def check_limits(flags: dict[str, Any], batches: dict[str, int]) -> None:
+    """Check that a share of the batches is at least one, before the training is done.
+
+    Args:
+        flags: All flags.
+        batches: Batches of "train", "val" and "test".
+
+    Raises:
+        InputError: A share is less than one batch.
+    """
+    for split, count in batches.items():
+        share = flags[f"limit_{split}_batches"]
+        if isinstance(share, float) and count and 0 < share * count < 1:
+            raise InputError(
+                f"--limit_{split}_batches {share} of {count} batches is less than one; "
+                f"give at least {1 / count:.3g}, or a whole number"
+            )
+
+
 def check_flags(flags: dict[str, Any]) -> None:
     """Check every value that no type can.
 

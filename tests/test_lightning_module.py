@@ -1,6 +1,7 @@
 """The module: schedule, optimizer, normalisation, metrics, learning."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from lightning_module import LitCustomResNet
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
 
 
-def make_module(**options: float) -> LitCustomResNet:
+def make_module(**options: Any) -> LitCustomResNet:
     torch.manual_seed(0)
-    settings = {"lr": 0.01, "base_width": 4} | options
+    settings: dict[str, Any] = {"lr": 0.01, "base_width": 4} | options
     return LitCustomResNet(("a", "b", "c"), MEAN, STD, **settings)
 
 
@@ -22,7 +23,7 @@ def learning_rates(total_steps: int, monkeypatch: pytest.MonkeyPatch) -> list[fl
     """The LR of every step of the cycle, as the Trainer would step it."""
     trainer = SimpleNamespace(estimated_stepping_batches=total_steps)
     monkeypatch.setattr(LitCustomResNet, "trainer", trainer)
-    configured = make_module(lr=0.02).configure_optimizers()
+    configured: Any = make_module(lr=0.02).configure_optimizers()
     scheduler = configured["lr_scheduler"]["scheduler"]
     assert configured["lr_scheduler"]["interval"] == "step"
     rates = []

@@ -96,7 +96,7 @@ def test_first_losses_are_those_of_the_batches(data: CIFAR10DataModule) -> None:
     images, labels = next(iter(data.train_dataloader()))
     expected = torch.nn.functional.cross_entropy(module(images), labels).item()
     for finder in ("lightning", "torch-lr-finder"):
-        test = range_test(new_module(data), data, finder, 40, HARDWARE)  # type: ignore[arg-type]
+        test = range_test(new_module(data), data, finder, 40, HARDWARE)
         assert test.losses[0] == pytest.approx(expected, rel=1e-5)
 
 

@@ -1,0 +1,312 @@
+"""The command line: flags, help, and one line for each wrong input."""
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+import train as train_module
+from components import cli
+from components.flags import RULES
+from train import main, train
+
+PROJECT = Path(__file__).resolve().parent.parent
+QUICK = ["--accelerator", "cpu", "--devices", "1", "--base_width", "4"]
+
+
+class Payload:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return Path.touch, (Path("payload-ran"),)  # type: ignore[return-value]
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *arguments: str,
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `python train.py ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+SYNTHETIC = ["--data", "synthetic"]
+WRONG = {
+    "unknown flag": (["--warp", "9"], "unrecognized arguments: --warp 9"),
+    "positional": (["gpu"], "unrecognized arguments: gpu"),
+    "missing value": (["--batch_size"], "--batch_size"),
+    "wrong type": (["--batch_size", "many"], "--batch_size must be a whole number"),
+    "broken number": (["--batch_size", "1.5"], "got '1.5'"),
+    "accelerator": (["--accelerator", "warp"], "'cpu' or 'gpu'"),
+    "precision": (["--precision", "7"], "--precision must be 'auto' or '32-true'"),
+    "data": (["--data", "nosuch"], "--data must be 'cifar10' or 'synthetic'"),
+    "finder": (["--lr_finder", "dice"], "--lr_finder must be"),
+    "fp16 on CPU": (
+        ["--precision", "16-mixed", *QUICK],
+        "--precision 16-mixed needs a GPU",
+    ),
+    "strategy": (["--strategy", "warp"], "--strategy warp: not possible here"),
+    "batch size 0": (["--batch_size", "0"], "--batch_size must be a whole number, at"),
+    "large batch": (
+        [*SYNTHETIC, "--batch_size", "4501"],
+        "--batch_size 4501 is more than the 5000 training images less the 500",
+    ),
+    "lr 0": (["--lr", "0"], "--lr must be a finite number above 0, or auto, got 0"),
+    "lr nan": (["--lr", "nan"], "--lr must be a number or 'auto', got 'nan'"),
+    "lr inf": (["--lr", "inf"], "--lr must be a number or 'auto', got 'inf'"),
+    "lr -1": (["--lr", "-1"], "--lr must be a finite number above 0"),
+    "lr word": (["--lr", "high"], "--lr must be a number or 'auto', got 'high'"),
+    "lr steps": (["--lr_steps", "5"], "--lr_steps must be a whole number, at least 40"),
+    "devices": (["--devices", "0"], "--devices must be at least 1"),
+    "minus devices": (["--devices", "-2"], "--devices must be at least 1"),
+    "epochs": (["--max_epochs", "-1"], "--max_epochs must be a whole number, at least"),
+    "no epochs": (["--max_epochs", "0"], "--max_epochs must be a whole number, at le"),
+    "seed": (["--seed", "-1"], "--seed must be a whole number, from 0 to 4294967295"),
+    "val size": (["--val_size", "-1"], "--val_size must be a whole number, at least 0"),
+    "large val size": (
+        [*SYNTHETIC, "--val_size", "5000"],
+        "--val_size 5000 leaves nothing of 5000 training images",
+    ),
+    "smoothing": (["--label_smoothing", "2"], "--label_smoothing must be from 0 to be"),
+    "decay": (["--weight_decay", "-0.1"], "--weight_decay must be a finite number"),
+    "cutout": (["--cutout", "33"], "--cutout must be a whole number, from 0 to 32"),
+    "limit": (
+        ["--limit_train_batches", "1.5"],
+        "--limit_train_batches must be a whole",
+    ),
+    "small share": (
+        [*SYNTHETIC, "--limit_test_batches", "0.1"],
+        "--limit_test_batches 0.1 of 2 batches is less than one; give at least 0.5",
+    ),
+    "no batches": (["--limit_train_batches", "0"], "--limit_train_batches must be"),
+    "no config": (["--config", "nosuch.yaml"], "nosuch.yaml"),
+    "name": (["--name", "a/b"], "--name 'a/b' is not the name of a folder"),
+    "name up": (["--name", ".."], "--name '..' is not the name of a folder"),
+    "both": (["--overwrite", "--ckpt_path", "last"], "contradict each other"),
+    "no data": ([], "CIFAR-10 is not there and cannot be downloaded"),
+    "no checkpoint": (["--ckpt_path", "nosuch.ckpt"], "nosuch.ckpt: no such file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, error = command(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert error.startswith("train.py: error: ")
+    assert message in error
+    assert not Path("runs").exists()
+
+
+def test_every_rule_is_a_flag() -> None:
+    assert RULES.keys() <= cli.parse(train, []).keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = command(monkeypatch, capsys, "--accelerator", "gpu")
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "--accelerator gpu" in error
+    assert "--accelerator cpu" in error
+
+
+def truncated(path: Path) -> None:
+    torch.save({"state_dict": torch.zeros(5000)}, path)
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def foreign(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def not_a_dict(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def text(path: Path) -> None:
+    path.write_text("hello")
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def hostile(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Payload()))
+
+
+@pytest.mark.parametrize("make", [truncated, foreign, not_a_dict, text, empty, hostile])
+def test_unusable_checkpoint(
+    make: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(Path("bad.ckpt"))
+    arguments = [*SYNTHETIC, "--ckpt_path", "bad.ckpt"]
+    code, _, error = command(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert "--ckpt_path bad.ckpt: not a" in error
+    assert not Path("payload-ran").exists()
+    assert not Path("runs").exists()
+
+
+def test_the_hostile_pickle_is_a_real_one() -> None:
+    hostile(Path("bad.ckpt"))
+    pickle.loads(Path("bad.ckpt").read_bytes())
+    assert Path("payload-ran").exists()
+
+
+@pytest.mark.parametrize("output_dir", ["a-file", "a-file/below"])
+def test_unwritable_output_folder(
+    output_dir: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("a-file").touch()
+    arguments = [*SYNTHETIC, "--output_dir", output_dir]
+    code, _, error = command(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert f"--output_dir {output_dir}: cannot be written" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("batch_sise: 3", "batch_sise"),
+        ("batch_size: many", "--batch_size must be a whole number"),
+        ("lr: .nan", "--lr must be a finite number above 0, or auto, got nan"),
+        ("[1, 2]", "config"),
+        ("a: [", "config"),
+    ],
+)
+def test_wrong_configuration(
+    content: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("my.yaml").write_text(content)
+    code, _, error = command(monkeypatch, capsys, "--config", "my.yaml")
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert message in error
+
+
+def test_flags_may_stand_bare_and_overrule_the_configuration() -> None:
+    Path("my.yaml").write_text("batch_size: 64\nlr: 0.5\n")
+    flags = cli.parse(
+        train,
+        ["--config", "my.yaml", "--lr", "0.25", "--fast_dev_run", "--compile"],
+    )
+    assert (flags["batch_size"], flags["lr"]) == (64, 0.25)
+    assert flags["fast_dev_run"] is True
+    assert flags["compile"] is True
+    assert flags["overwrite"] is False
+    assert cli.parse(train, ["--fast_dev_run", "3"])["fast_dev_run"] == 3
+    assert cli.parse(train, ["--flip=false", "--lr", "auto"])["flip"] is False
+    assert cli.parse(train, ["--devices", "0,1"])["devices"] == "0,1"
+
+
+def test_help_explains_every_flag_with_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.parse(train, ["--help"])
+    assert end.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    for flag in cli.parse(train, []):
+        assert f"--{flag}" in help_text
+    assert help_text.count("default: ") == len(cli.parse(train, []))
+    assert "Maximum learning rate of the one cycle" in help_text
+
+
+def test_printed_configuration_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(train, ["--batch_size", "64", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config == cli.parse(train, ["--batch_size", "64"])
+
+
+def test_terminal_shows_layers_and_results(
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, output, progress = command(
+        monkeypatch,
+        capsys,
+        *QUICK,
+        *("--data_dir", str(image_folder), "--batch_size", "32", "--max_epochs", "2"),
+        *("--lr", "0.01", "--name", "run", "--precision", "32-true"),
+    )
+    assert code == 0, progress
+    assert output.count("Conv2d-1 ") == 1
+    assert output.count("Linear-29") == 1
+    for line in ("train accuracy", "val accuracy", "test accuracy", "images/s"):
+        assert output.count(line) == 1
+    assert "max LR           0.01\n" in output
+    assert output.rstrip().endswith("tensorboard --logdir runs")
+    assert "epoch 1/2" in progress
+    assert "6/6" in progress
+
+
+def test_sigterm_ends_with_143(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(**_: Any) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr(train_module, "train", stopped)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(cli, "parse", lambda *_: {})
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 143
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / "train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_script_runs(image_folder: Path) -> None:
+    done = run_script(
+        *QUICK,
+        *("--data_dir", str(image_folder), "--batch_size", "32", "--fast_dev_run"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "arning" not in done.stderr
+    assert not Path("runs").exists()
+
+
+def test_script_refuses() -> None:
+    done = run_script("--lr", "0")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "train.py: error: --lr must be a finite number above 0, or auto, got 0.0\n"
+    )

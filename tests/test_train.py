@@ -1,0 +1,290 @@
+"""`train` from end to end: what it leaves behind, and how it goes on."""
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from components.callbacks import RunProgressBar
+from components.errors import InputError
+from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
+from train import train
+
+Train = Callable[..., dict[str, Any]]
+LAST = Path("runs/run/checkpoints/last.ckpt")
+
+
+def weights(path: Path = LAST) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def assert_same_weights(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
+) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def rows(run: str = "run") -> list[dict[str, str]]:
+    with Path(f"runs/{run}/metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder_is_complete(quick_train: Train) -> None:
+    metrics = quick_train(lr="auto", lr_steps=40)
+    run = Path("runs/run")
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {name for name in names if "tfevents" not in name} == {
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "curves.png",
+        "lr_finder.png",
+        str(Path("checkpoints/best.ckpt")),
+        str(Path("checkpoints/last.ckpt")),
+    }
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert set(metrics) == {
+        *(
+            f"{split}/{key}"
+            for split in ("train", "val", "test")
+            for key in ("loss", "acc")
+        ),
+        *("max_lr", "epochs", "seconds", "images_per_second", "seed", "device"),
+        *("precision", "versions", "commit", "command"),
+    }
+    assert metrics["epochs"] == 2
+    assert metrics["precision"] == "32-true"
+    assert [row["step"] for row in rows()] == ["3", "6"]
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
+        assert float(rows()[-1][name]) == metrics[name]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    checkpoint = torch.load(LAST, weights_only=True)
+    for picked in (
+        config["lr"],
+        checkpoint["hyper_parameters"]["lr"],
+        checkpoint["lr_schedulers"][0]["_last_lr"] and metrics["max_lr"],
+        checkpoint["optimizer_states"][0]["param_groups"][0]["max_lr"],
+    ):
+        assert picked == metrics["max_lr"]
+    assert config["val_size"] == 12
+
+
+def test_checkpoint_gives_the_reported_accuracy(
+    quick_train: Train, image_folder: Path
+) -> None:
+    metrics = quick_train()
+    module = LitCustomResNet.load_from_checkpoint(LAST, weights_only=True).eval()
+    assert list(module.hparams["classes"]) == ["blue", "green", "red"]
+    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=7)
+    data.setup()
+    hits = [(module(x).argmax(1) == y).sum().item() for x, y in data.test_dataloader()]
+    assert sum(hits) / 30 == pytest.approx(metrics["test/acc"])
+
+
+def test_picked_lr_and_typed_lr_train_bit_for_bit_alike(quick_train: Train) -> None:
+    picked = quick_train(lr="auto", lr_steps=40)["max_lr"]
+    quick_train(lr=picked, name="typed")
+    assert_same_weights(weights(), weights(Path("runs/typed/checkpoints/last.ckpt")))
+    assert rows() == rows("typed")
+
+
+def test_config_runs_again(quick_train: Train) -> None:
+    metrics = quick_train(lr="auto", lr_steps=40)
+    config = yaml.safe_load(Path("runs/run/config.yaml").read_text())
+    again = train(**config, name="again")
+    for key in ("train/loss", "val/loss", "test/loss", "max_lr"):
+        assert again[key] == metrics[key]
+
+
+def test_last_is_the_last_epoch_and_best_the_best(quick_train: Train) -> None:
+    quick_train(max_epochs=4, lr=0.1)  # too high, so the accuracy jumps about
+    accuracies = [float(row["val/acc"]) for row in rows()]
+    best = torch.load(LAST.with_name("best.ckpt"), weights_only=True)
+    assert torch.load(LAST, weights_only=True)["epoch"] == 3
+    assert best["epoch"] == accuracies.index(max(accuracies))
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: RunProgressBar, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == epoch:
+            raise KilledError
+
+    monkeypatch.setattr(RunProgressBar, "on_train_batch_end", die)
+
+
+def test_resumed_run_ends_like_an_unbroken_one(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = quick_train(max_epochs=3, name="unbroken", lr="auto", lr_steps=40)
+    with monkeypatch.context() as patch:
+        kill_in_epoch(2, patch)
+        with pytest.raises(KilledError):
+            quick_train(max_epochs=3, lr="auto", lr_steps=40)
+    assert len(rows()) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("train.range_test", None)  # a resumed run must not call it
+        resumed = quick_train(max_epochs=3, lr="auto", ckpt_path="last")
+    assert_same_weights(weights(), weights(Path("runs/unbroken/checkpoints/last.ckpt")))
+    assert rows() == rows("unbroken")
+    for key in ("max_lr", "train/acc", "val/acc", "test/loss", "test/acc", "epochs"):
+        assert resumed[key] == unbroken[key]
+
+
+def test_resuming_without_a_name_takes_the_newest_run(quick_train: Train) -> None:
+    quick_train(name="old")
+    quick_train(name="new")
+    before = LAST.with_name("x")
+    metrics = quick_train(name=None, ckpt_path="last")  # finished: trains no more
+    assert metrics["images_per_second"] is None
+    assert not before.exists()
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["new", "old"]
+
+
+def test_last_without_a_checkpoint_starts_afresh_and_says_so(
+    quick_train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick_train(ckpt_path="last", max_epochs=1)
+    assert "no checkpoint to go on from: starting afresh" in caplog.text
+    assert len(rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "before"),
+    [
+        ("batch_size", 16, 32),
+        ("max_epochs", 5, 2),
+        ("seed", 1, 0),
+        ("val_size", 0, 12),
+        ("base_width", 8, 4),
+        ("data", "synthetic", "cifar10"),
+    ],
+)
+def test_a_run_cannot_go_on_with_other_settings(
+    quick_train: Train, flag: str, value: Any, before: Any
+) -> None:
+    quick_train()
+    message = f"--{flag} is {value}, but the checkpoint was trained with {before}"
+    with pytest.raises(InputError, match=message):
+        quick_train(**{flag: value, "ckpt_path": "last"})
+
+
+def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
+    quick_train(max_epochs=1)
+    before = weights()
+    with pytest.raises(InputError, match="already holds a run"):
+        quick_train(max_epochs=1, seed=1)
+    assert_same_weights(weights(), before)
+    (LAST.parent / "mine.txt").touch()
+    quick_train(max_epochs=1, seed=1, overwrite=True)
+    assert (LAST.parent / "mine.txt").exists()
+    assert json.loads(Path("runs/run/metrics.json").read_text())["seed"] == 1
+    assert len(rows()) == 1
+    shutil.rmtree(LAST.parent)  # a folder without a checkpoint is used
+    quick_train(max_epochs=1)
+
+
+def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
+    metrics = quick_train(lr="auto", lr_steps=40)
+    events = EventAccumulator("runs/run", {"images": 0, "scalars": 0, "graph": 0})
+    scalars: dict[str, list[Any]] = {}
+    images: set[str] = set()
+    graphs = 0
+    hparams = []
+    for path in sorted(Path("runs/run").glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path), {"images": 0, "scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend(events.Scalars(tag))
+        images |= set(events.Tags()["images"])
+        graphs += bool(events.Tags()["graph"])
+        hparams += [
+            tag for tag in events.summary_metadata if tag.startswith("_hparams_")
+        ]
+    assert images == {"images/augmented", "lr_finder", "test/confusion"}
+    assert graphs == 1
+    assert [event.step for event in scalars["lr"]] == list(range(6))
+    assert max(event.value for event in scalars["lr"]) == pytest.approx(
+        metrics["max_lr"], rel=0.4
+    )
+    for split in ("train", "val"):
+        assert [event.step for event in scalars[f"{split}/acc"]] == [2, 5]
+        final = scalars[f"{split}/loss"][-1].value
+        assert final == pytest.approx(metrics[f"{split}/loss"])
+    assert scalars["test/acc"][-1].value == pytest.approx(metrics["test/acc"])
+    assert scalars["final/test/acc"][-1].value == pytest.approx(metrics["test/acc"])
+    assert "hp_metric" not in scalars
+    assert len(hparams) == 3  # experiment, start and end of the session
+
+
+def test_fast_dev_run_tries_everything_and_writes_nothing(quick_train: Train) -> None:
+    for flags in ({"fast_dev_run": True}, {"fast_dev_run": 2}, {"val_size": 0}):
+        metrics = quick_train(**{"fast_dev_run": 1, "lr": "auto", "name": None} | flags)
+        assert 0 <= metrics["test/acc"] <= 1
+        assert metrics["max_lr"] == 0.01
+    assert not Path("runs").exists()
+
+
+def test_training_on_everything_has_no_best_checkpoint(quick_train: Train) -> None:
+    metrics = quick_train(val_size=0, max_epochs=1)
+    assert metrics["val/acc"] is None
+    assert [path.name for path in LAST.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_limits_shorten_the_epochs(quick_train: Train) -> None:
+    quick_train(limit_train_batches=1, limit_val_batches=0, limit_test_batches=1)
+    assert [row["step"] for row in rows()] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
+        {"deterministic": True},
+        {"lr": "auto", "lr_steps": 40, "lr_finder": "torch-lr-finder"},
+        {"weight_decay": 0.05, "label_smoothing": 0.1, "cutout": 0, "flip": False},
+    ],
+    ids=str,
+)
+def test_options_work(quick_train: Train, flags: dict[str, Any]) -> None:
+    metrics = quick_train(max_epochs=1, **flags)
+    assert 0 <= metrics["test/acc"] <= 1
+    assert math.isfinite(metrics["test/loss"])
+
+
+def test_learns_shapes() -> None:
+    metrics = train(
+        data="synthetic",
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        batch_size=100,
+        max_epochs=3,
+        base_width=8,
+        lr=0.01,
+        name="shapes",
+    )
+    assert metrics["test/acc"] > 0.5  # guessing: 0.1
+
+
+@pytest.mark.gpu
+def test_gpu(quick_train: Train) -> None:
+    metrics = quick_train(accelerator="gpu", precision="auto", lr="auto", lr_steps=40)
+    assert metrics["device"] == torch.cuda.get_device_name()
+    assert metrics["precision"] in ("bf16-mixed", "16-mixed")
