@@ -76,7 +76,7 @@ class LitCustomResNet(pl.LightningModule):
 
         Normalisation is part of the model, so nothing that uses it can get it wrong.
         """
-        logits: Tensor = self.net((images.float() - self.mean) / self.std)
+        logits: Tensor = self.net((images.to(self.mean.dtype) - self.mean) / self.std)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
