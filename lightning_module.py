@@ -61,8 +61,8 @@ class LitCustomResNet(pl.LightningModule):
         self.register_buffer("std", levels[1], persistent=False)
 
         # "disable": the other strategies look at every value and so wait for the GPU.
-        # It also drops weights without a word (torchmetrics 1.9), so the losses go in
-        # image by image.
+        # It also drops weights, so the losses go in image by image:
+        # https://github.com/Lightning-AI/torchmetrics/issues/3434
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")

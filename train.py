@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from components import cli, environment
@@ -32,11 +32,11 @@ from components.callbacks import (
 )
 from components.environment import Precision
 from components.errors import InputError
-from components.figures import curves_figure, lr_finder_figure
 from components.flags import check_flags, check_limits
 from components.lr_finder import Finder, RangeTest, range_test
 from components.run_folder import RunFolder, check_same_run, read_checkpoint
 from components.sources import Source
+from components.summary import show_end, show_start, write_end, write_start
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -44,7 +44,7 @@ from lightning_module import LitCustomResNet
 log = logging.getLogger(__name__)
 
 EXPECTED_WARNINGS = (
-    ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21424
+    ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     "Checkpoint directory .* exists",  # `find_checkpoint` has decided about it
     "Total length of `list` across ranks is zero",  # nothing is held out
 )
@@ -130,6 +130,7 @@ def train(
     hardware, device = environment.choose_hardware(
         accelerator, devices, num_nodes, strategy, precision
     )
+    torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
     checkpoint = find_checkpoint(run, config)
     saved = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -149,7 +150,9 @@ def train(
     module = build_module(config, images)
     history, clock = History(None if fast_dev_run else run.metrics_csv), TrainingClock()
     trainer = build_trainer(config, hardware, run, history, clock)
-    announce(module, images, trainer, run, config, test)
+    show_start(layer_table(module.net), str(images), config)
+    if not fast_dev_run:
+        write_start(run, trainer, config, test)
     trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
     tested = trainer.test(module, datamodule=images, verbose=False)[0]
 
@@ -168,7 +171,9 @@ def train(
         "commit": environment.commit(),
         "command": shlex.join(["python", *sys.argv]),
     }
-    leave_results(metrics, history, trainer, run, config)
+    if not fast_dev_run:
+        write_end(run, trainer, config, metrics, history.rows)
+    show_end(metrics, None if fast_dev_run else run.path)
     return metrics
 
 
@@ -258,65 +263,6 @@ def build_trainer(
         enable_model_summary=False,  # `announce` shows the layers
         deterministic=config["deterministic"],
     )
-
-
-@rank_zero_only
-def announce(
-    module: LitCustomResNet,
-    images: CIFAR10DataModule,
-    trainer: pl.Trainer,
-    run: RunFolder,
-    config: dict[str, Any],
-    test: RangeTest | None,
-) -> None:
-    """Show what is about to be trained, and write it down."""
-    print(layer_table(module.net))
-    print(images)
-    print(
-        f"Max LR {config['lr']:.3g}, precision {config['precision']}, "
-        f"batches of {config['batch_size']}"
-    )
-    if config["fast_dev_run"]:
-        return
-    run.write_config(config)
-    print(f"Run folder {run.path}")
-    if test is not None:
-        figure = lr_finder_figure(test)
-        figure.savefig(run.path / "lr_finder.png", dpi=150)
-        assert isinstance(trainer.logger, TensorBoardLogger)
-        trainer.logger.experiment.add_figure("lr_finder", figure)
-
-
-@rank_zero_only
-def leave_results(
-    metrics: dict[str, Any],
-    history: History,
-    trainer: pl.Trainer,
-    run: RunFolder,
-    config: dict[str, Any],
-) -> None:
-    """Write the final figures, and show them."""
-    if not config["fast_dev_run"]:
-        run.write_metrics(metrics)
-        curves_figure(history.rows).savefig(run.path / "curves.png", dpi=150)
-        final = {
-            f"final/{key}": value
-            for key, value in metrics.items()
-            if "/" in key and value is not None
-        }
-        assert isinstance(trainer.logger, TensorBoardLogger)
-        trainer.logger.log_hyperparams(config, final, step=trainer.global_step)
-        trainer.logger.finalize("success")
-    print()
-    for split in ("train", "val", "test"):
-        if metrics[f"{split}/acc"] is not None:
-            print(f"{split + ' accuracy':<16} {100 * metrics[f'{split}/acc']:.2f} %")
-    print(f"{'max LR':<16} {metrics['max_lr']:.3g}")
-    print(f"{'time':<16} {metrics['seconds']:.0f} s")
-    if metrics["images_per_second"] is not None:
-        print(f"{'training':<16} {metrics['images_per_second']:.0f} images/s")
-    if not config["fast_dev_run"]:
-        print(f"\nLook at it: tensorboard --logdir {shlex.quote(config['output_dir'])}")
 
 
 def main() -> None:

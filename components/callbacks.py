@@ -192,7 +192,8 @@ class TensorBoardDetails(Callback):
         self.writer.add_image("images/augmented", grid, trainer.global_step)
         net: Any = copy.deepcopy(pl_module.net)
         with warnings.catch_warnings():
-            # add_graph traces: https://github.com/pytorch/pytorch/issues/103994
+            # add_graph traces, torch.jit.trace is deprecated:
+            # https://github.com/pytorch/pytorch/issues/49823
             warnings.simplefilter("ignore", DeprecationWarning)
             self.writer.add_graph(
                 net.cpu().float().eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)

@@ -1,9 +1,9 @@
 """Images in class folders (`train/<class>/`, `test/<class>/`), decoded once."""
 
+import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +145,14 @@ def _read_cache(path: Path, key: str) -> Arrays | None:
 def _write_cache(paths: list[Path], arrays: Arrays) -> None:
     """Write to the first path that can be written, whole or not at all."""
     for path in paths:
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            with fresh.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
-            os.replace(file.name, path)
+            os.replace(fresh, path)
             return
         except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
             log.warning(f"{path}: decoded images not cached ({error})")

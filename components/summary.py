@@ -1,0 +1,86 @@
+"""What a run shows on the terminal and writes down, at its start and at its end."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from components.figures import Row, curves_figure, lr_finder_figure
+from components.lr_finder import RangeTest
+from components.run_folder import RunFolder
+
+
+@rank_zero_only
+def show_start(layers: str, images: str, config: dict[str, Any]) -> None:
+    """Print what is about to be trained."""
+    print(layers)
+    print(images)
+    print(
+        f"max LR {config['lr']:.3g}, batches of {config['batch_size']}, "
+        f"{config['max_epochs']} epochs, {config['precision']}",
+        flush=True,
+    )
+
+
+@rank_zero_only
+def write_start(
+    run: RunFolder, trainer: pl.Trainer, config: dict[str, Any], test: RangeTest | None
+) -> None:
+    """Write the configuration, and the range test if there was one."""
+    run.write_config(config)
+    if test is not None:
+        figure = lr_finder_figure(test)
+        figure.savefig(run.path / "lr_finder.png", dpi=150)
+        _logger(trainer).experiment.add_figure("lr_finder", figure)
+
+
+@rank_zero_only
+def write_end(
+    run: RunFolder,
+    trainer: pl.Trainer,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    rows: list[Row],
+) -> None:
+    """Write the final figures, for people, programs and TensorBoard."""
+    run.write_metrics(metrics)
+    curves_figure(rows).savefig(run.path / "curves.png", dpi=150)
+    final = {
+        f"final/{name}": value
+        for name, value in metrics.items()
+        if "/" in name and value is not None
+    }
+    logger = _logger(trainer)
+    logger.log_hyperparams(config, final, step=trainer.global_step)
+    logger.finalize("success")
+
+
+@rank_zero_only
+def show_end(metrics: dict[str, Any], folder: Path | None) -> None:
+    """Print the final figures, and where to look on."""
+    lines = [
+        (f"{split} accuracy", f"{100 * metrics[f'{split}/acc']:.2f} %")
+        for split in ("train", "val", "test")
+        if metrics[f"{split}/acc"] is not None
+    ]
+    lines += [
+        ("max LR", f"{metrics['max_lr']:.3g}"),
+        ("time", f"{metrics['seconds']:.0f} s"),
+    ]
+    if metrics["images_per_second"] is not None:
+        lines.append(("training", f"{metrics['images_per_second']:.0f} images/s"))
+    if folder is not None:
+        lines.append(("run folder", str(folder)))
+    print()
+    for name, value in lines:
+        print(f"{name:<16} {value}")
+    if folder is not None:
+        print(f"\nLook at it: tensorboard --logdir {shlex.quote(str(folder.parent))}")
+
+
+def _logger(trainer: pl.Trainer) -> TensorBoardLogger:
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    return trainer.logger
