@@ -54,6 +54,7 @@ def lr_stability(
         precision: Number format.
         base_width: Channels of the first convolution.
     """
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     hardware, device = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
     for batch_size in batch_sizes:
         picks = []

@@ -54,14 +54,15 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
         classes: Name of each of the C classes.
     """
     share = 100 * counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    side = max(4.0, 0.6 * len(classes) + 2)
+    side = min(0.6 * len(classes) + 2, 16)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share.cpu().numpy(), cmap="Blues", vmin=0, vmax=100)
     ticks = range(len(classes))
     axes.set_xticks(ticks, classes, rotation=45, ha="right")
     axes.set_yticks(ticks, classes)
-    for true, row in enumerate(share.tolist()):
+    numbered = len(classes) <= 25  # more would not be legible
+    for true, row in enumerate(share.tolist() if numbered else ()):
         for predicted, value in enumerate(row):
             colour = "white" if value > 50 else "black"
             axes.text(

@@ -38,6 +38,11 @@ def load_image_folder(folder: Path) -> Arrays:
         InputError: A split or class is missing or empty, or an image cannot be read.
     """
     train, test = _list_split(folder / "train"), _list_split(folder / "test")
+    if len(train.classes) < 2:
+        raise InputError(
+            f"{folder / 'train'}: only the class {train.classes[0]!r}; give at least "
+            "two class folders"
+        )
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise InputError(

@@ -47,13 +47,17 @@ def fetch(source: Source, data_dir: Path) -> None:
     """
     if source == "synthetic" or is_image_folder(data_dir) or _is_complete(data_dir):
         return
+    lock = data_dir / ".download.lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         # Of several processes on one folder one downloads, the others wait and find it.
-        with FileLock(data_dir / ".download.lock"), _time_limit(DOWNLOAD_TIMEOUT):
+        with FileLock(lock), _time_limit(DOWNLOAD_TIMEOUT):
             if not _is_complete(data_dir):
                 CIFAR10(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):  # leave no folder of a mistyped name
+            lock.unlink(missing_ok=True)
+            data_dir.rmdir()
         raise InputError(
             f"--data_dir {data_dir}: CIFAR-10 is not there and cannot be downloaded "
             f"({error}); put cifar-10-batches-py/ there, or images as train/<class>/ "

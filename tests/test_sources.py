@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import logging
 import pickle
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -119,9 +120,11 @@ def empty_class(folder: Path) -> None:
 
 
 def missing_class(folder: Path) -> None:
-    for image in (folder / "test" / "dog").iterdir():
-        image.unlink()
-    (folder / "test" / "dog").rmdir()
+    shutil.rmtree(folder / "test" / "dog")
+
+
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "train" / "dog")
 
 
 def missing_split(folder: Path) -> None:
@@ -137,6 +140,7 @@ def broken_image(folder: Path) -> None:
     [
         (empty_class, "emu"),
         (missing_class, "class 'dog' is not in both"),
+        (one_class, "only the class 'cat'; give at least two"),
         (missing_split, "test: no such folder"),
         (broken_image, r"test.dog.1\.png: not a readable image"),
     ],
@@ -178,6 +182,7 @@ def test_no_data_and_no_network_names_all_ways_out(tmp_path: Path) -> None:
     for way in (str(tmp_path / "empty"), "cifar-10-batches-py", "train/<class>/"):
         assert way in text
     assert "--data synthetic" in text
+    assert not (tmp_path / "empty").exists()
 
 
 @pytest.fixture

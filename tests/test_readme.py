@@ -1,0 +1,47 @@
+"""The README against the code: commands, tables, files."""
+
+import re
+import shlex
+from pathlib import Path
+
+from components import cli
+from custom_resnet import CustomResNet, layer_table
+from train import train
+
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_command_has_flags_that_exist() -> None:
+    commands = re.findall(r"python train\.py([^`#\n]*)", README)
+    assert len(commands) > 8
+    for command in commands:
+        arguments = shlex.split(command)
+        if "--help" in arguments or "NAME" in command:
+            continue
+        cli.parse(train, arguments)
+
+
+def test_every_flag_is_in_the_table_of_flags() -> None:
+    section = README.split("## Flags by task")[1].split("###")[0]
+    named = set(re.findall(r"--(\w+)", section)) - {"help", "config", "print_config"}
+    assert named == set(cli.parse(train, []))
+
+
+def test_the_table_of_layers_is_the_network() -> None:
+    assert layer_table(CustomResNet()) in README
+
+
+def test_every_file_of_the_table_exists_and_no_module_is_left_out() -> None:
+    section = README.split("## Which file to open")[1].split("##")[0]
+    named = set(re.findall(r"`([\w./]+(?:\.py|/))`", section))
+    for name in named:
+        assert (PROJECT / name).exists(), name
+    modules = {path.name for path in PROJECT.glob("*.py")}
+    modules |= {f"components/{path.name}" for path in PROJECT.glob("components/*.py")}
+    assert modules - {"components/__init__.py"} <= named
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (PROJECT / target).exists(), target
