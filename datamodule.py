@@ -109,11 +109,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Shuffled and augmented batches of the training part."""
         assert self.images is not None, "setup() comes first"
         device, rank, world_size = self._place()
-        if self.batch_size % world_size:
-            raise InputError(
-                f"--batch_size {self.batch_size} cannot be shared by {world_size} "
-                "processes; give a multiple of their number"
-            )
         return TrainLoader(
             self.images.train_images[self.train_index],
             self.images.train_labels[self.train_index],

@@ -23,18 +23,22 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from components import cli, environment
 from components.callbacks import (
     COLUMNS,
-    ConfigInCheckpoint,
     History,
     RunProgressBar,
     TensorBoardDetails,
     TrainingClock,
-    checkpoint_callbacks,
 )
-from components.environment import Precision
+from components.checkpoint import (
+    ConfigInCheckpoint,
+    check_same_run,
+    checkpoint_callbacks,
+    read_checkpoint,
+)
+from components.environment import Hardware, Precision
 from components.errors import InputError
-from components.flags import check_flags, check_limits
+from components.flags import check_flags, check_limits, check_shares
 from components.lr_finder import Finder, RangeTest, range_test
-from components.run_folder import RunFolder, check_same_run, read_checkpoint
+from components.run_folder import RunFolder
 from components.sources import Source
 from components.summary import show_end, show_start, write_end, write_start
 from custom_resnet import layer_table
@@ -127,9 +131,10 @@ def train(
     config = dict(locals())
     started = time.perf_counter()
     check_flags(config)
-    hardware, device = environment.choose_hardware(
+    hardware = environment.choose_hardware(
         accelerator, devices, num_nodes, strategy, precision
     )
+    check_shares(batch_size, hardware.world_size)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
     checkpoint = find_checkpoint(run, config)
@@ -139,7 +144,10 @@ def train(
     )
     images.prepare_data()
     images.setup()
-    config |= {"precision": hardware["precision"], "val_size": images.val_size}
+    config |= {
+        "precision": hardware.arguments["precision"],
+        "val_size": images.val_size,
+    }
     check_limits(config, images.batches())
     if saved is not None:
         check_same_run(saved, config)
@@ -165,8 +173,8 @@ def train(
         # The training epochs of this process, augmentation included, validation not.
         "images_per_second": clock.images_per_second(),
         "seed": seed,
-        "device": environment.device_name(device),
-        "precision": hardware["precision"],
+        "device": environment.device_name(hardware.device),
+        "precision": config["precision"],
         "versions": environment.versions(),
         "commit": environment.commit(),
         "command": shlex.join(["python", *sys.argv]),
@@ -198,7 +206,7 @@ def find_checkpoint(run: RunFolder, config: dict[str, Any]) -> Path | None:
 def settle_lr(
     config: dict[str, Any],
     images: CIFAR10DataModule,
-    hardware: dict[str, Any],
+    hardware: Hardware,
     saved: dict[str, Any] | None,
 ) -> tuple[float, RangeTest | None]:
     """The maximum LR: the checkpoint's, the user's, or the pick of a range test."""
@@ -210,7 +218,7 @@ def settle_lr(
         return FAST_DEV_LR, None
     spent = build_module(config | {"lr": FAST_DEV_LR, "compile": False}, images)
     finder, steps = config["lr_finder"], config["lr_steps"]
-    test = range_test(spent, images, finder, steps, hardware)
+    test = range_test(spent, images, finder, steps, hardware.arguments)
     return test.lr, test
 
 
@@ -233,7 +241,7 @@ def build_module(config: dict[str, Any], images: CIFAR10DataModule) -> LitCustom
 
 def build_trainer(
     config: dict[str, Any],
-    hardware: dict[str, Any],
+    hardware: Hardware,
     run: RunFolder,
     history: History,
     clock: TrainingClock,
@@ -248,7 +256,7 @@ def build_trainer(
         has_val = config["val_size"] and config["limit_val_batches"]
         callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
     return pl.Trainer(
-        **hardware,
+        **hardware.arguments,
         max_epochs=config["max_epochs"],
         logger=logger or False,
         callbacks=callbacks,

@@ -55,7 +55,7 @@ def lr_stability(
         base_width: Channels of the first convolution.
     """
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    hardware, device = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
+    hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
     for batch_size in batch_sizes:
         picks = []
         for seed in range(seeds):
@@ -67,7 +67,7 @@ def lr_stability(
             module = LitCustomResNet(
                 images.classes, images.mean, images.std, 0.01, base_width=base_width
             )
-            test = range_test(module, images, lr_finder, lr_steps, hardware)
+            test = range_test(module, images, lr_finder, lr_steps, hardware.arguments)
             picks.append(test.lr)
             record = {
                 "date": datetime.date.today().isoformat(),
@@ -76,8 +76,8 @@ def lr_stability(
                 "lr_finder": lr_finder,
                 "lr": test.lr,
                 "seconds": round(time.perf_counter() - started, 1),
-                "precision": hardware["precision"],
-                "device": environment.device_name(device),
+                "precision": hardware.arguments["precision"],
+                "device": environment.device_name(hardware.device),
                 "versions": environment.versions(),
                 "commit": environment.commit(),
                 "command": shlex.join(["python", *sys.argv]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -71,19 +71,6 @@ class History(Checkpoint):
         os.replace(fresh, path)
 
 
-class ConfigInCheckpoint(Callback):
-    """Stores the run's configuration in every checkpoint, for a resume to compare."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
-    ) -> None:
-        """Add the configuration."""
-        checkpoint["config"] = self.config
-
-
 class TrainingClock(Callback):
     """Seconds and images spent in training epochs, validation left out."""
 
@@ -113,30 +100,6 @@ class TrainingClock(Callback):
     def images_per_second(self) -> float | None:
         """Pace of the training; None if no epoch was trained."""
         return round(self.images / self.seconds, 1) if self.images else None
-
-
-def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
-    """Callbacks that keep `best.ckpt`, by val/acc, and always `last.ckpt`.
-
-    `save_last=True` of Lightning's would be the last *best* epoch. "last" comes after
-    "best", so that the newest score is in it.
-    """
-    last = ModelCheckpoint(
-        folder, "last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
-    if not best:
-        return [last]
-    return [
-        ModelCheckpoint(
-            folder,
-            "best",
-            monitor="val/acc",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        ),
-        last,
-    ]
 
 
 class RunProgressBar(Callback):

@@ -4,7 +4,7 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -25,25 +25,36 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "tensor
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+class Hardware(NamedTuple):
+    """What a run trains on.
+
+    Attributes:
+        arguments: Those of `Trainer` that choose it, "auto" precision replaced.
+        device: This process's device.
+        world_size: Number of processes.
+    """
+
+    arguments: dict[str, Any]
+    device: torch.device
+    world_size: int
+
+
 def choose_hardware(
     accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str
-) -> tuple[dict[str, Any], torch.device]:
+) -> Hardware:
     """Settle device and precision before anything else happens.
-
-    Returns:
-        Arguments for `Trainer`, "auto" precision replaced, and this process's device.
 
     Raises:
         InputError: This machine has not got what is asked for.
     """
-    hardware: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
         "strategy": strategy,
     }
     try:
-        trainer = pl.Trainer(**hardware, logger=False, enable_checkpointing=False)
+        trainer = pl.Trainer(**arguments, logger=False, enable_checkpointing=False)
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
@@ -51,7 +62,8 @@ def choose_hardware(
             f"not possible here ({reason}); --accelerator cpu --devices 1 always is"
         ) from None
     device = trainer.strategy.root_device
-    return hardware | {"precision": resolve_precision(precision, device)}, device
+    arguments["precision"] = resolve_precision(precision, device)
+    return Hardware(arguments, device, trainer.world_size)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

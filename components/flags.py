@@ -58,6 +58,19 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def check_shares(batch_size: int, world_size: int) -> None:
+    """Check that the processes can share a batch evenly.
+
+    Raises:
+        InputError: They cannot.
+    """
+    if batch_size % world_size:
+        raise InputError(
+            f"--batch_size {batch_size} cannot be shared by {world_size} processes; "
+            "give a multiple of their number"
+        )
+
+
 def check_limits(flags: dict[str, Any], batches: dict[str, int]) -> None:
     """Check that a share of the batches is at least one, before the training is done.
 

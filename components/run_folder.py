@@ -11,38 +11,19 @@ events.out.tfevents.*  for TensorBoard
 """
 
 import json
-import logging
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
 from components.errors import InputError
 
-log = logging.getLogger(__name__)
-
 # Not part of what a run is, so not in its config.yaml: they say where it goes, and how
 # it treats what is there.
 PLACE = ("output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run")
-# What must be the same when a run goes on; other flags may change.
-IDENTITY = (
-    "data",
-    "batch_size",
-    "max_epochs",
-    "val_size",
-    "seed",
-    "limit_train_batches",
-    "weight_decay",
-    "label_smoothing",
-    "base_width",
-    "crop_padding",
-    "flip",
-    "cutout",
-)
 FILES = (
     "config.yaml",
     "metrics.csv",
@@ -52,8 +33,6 @@ FILES = (
     "checkpoints/last.ckpt",
     "checkpoints/best.ckpt",
 )
-
-Checkpoint = dict[str, Any]
 
 
 class RunFolder:
@@ -135,47 +114,6 @@ class RunFolder:
         fresh = self.path / "metrics.json.tmp"
         fresh.write_text(json.dumps(metrics, indent=2) + "\n")
         os.replace(fresh, self.path / "metrics.json")
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of this project; nothing in it is ever run.
-
-    Raises:
-        InputError: It is not there, torn, or of something else.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"--ckpt_path {path}: no such file; give a checkpoint or 'last'"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for torn and foreign files
-        reason = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
-        raise InputError(
-            f"--ckpt_path {path}: not a readable checkpoint ({reason}); give another"
-        ) from None
-    needed = ("pytorch-lightning_version", "config", "state_dict", "hyper_parameters")
-    if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
-        raise InputError(
-            f"--ckpt_path {path}: not a checkpoint of this project; give one that "
-            "train.py has written"
-        )
-    return checkpoint
-
-
-def check_same_run(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than the checkpoint's.
-
-    Raises:
-        InputError: A setting that shapes the run is another one now.
-    """
-    for flag in IDENTITY:
-        before, now = checkpoint["config"][flag], config[flag]
-        if before != now:
-            raise InputError(
-                f"--{flag} is {now}, but the checkpoint was trained with {before}; a "
-                "run can only go on as it began: give the old value, or start anew"
-            )
 
 
 def _newest(paths: Any) -> Path | None:
