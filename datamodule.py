@@ -29,7 +29,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         flip: Mirror images at random.
         cutout: Side of the cutout square in pixels; 0 switches it off.
 
-    After `setup`, `classes`, `mean`, `std` and `val_size` describe the images.
+    After `setup`, `train_set`, `val_set` and `test_set` hold images, uint8
+    (N, 32, 32, 3), and labels, int64 (N,); `classes`, `mean`, `std` and `val_size`
+    describe them.
     """
 
     def __init__(
@@ -48,11 +50,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size
         self.augmentation = Augmentation(crop_padding, flip, cutout)
-        self.images: sources.ImageSet | None = None
 
     def prepare_data(self) -> None:
         """Download what is missing."""
-        if self.images is None:
+        if not hasattr(self, "classes"):
             sources.fetch(self.source, self.data_dir)
 
     def setup(self, stage: str | None = None) -> None:
@@ -61,14 +62,13 @@ class CIFAR10DataModule(pl.LightningDataModule):
         Raises:
             InputError: The images, or the sizes asked of them, are not as they should.
         """
-        if self.images is not None:
+        if hasattr(self, "classes"):
             return
         images = sources.load(self.source, self.data_dir)
         count = len(images.train_labels)
-        auto = self.asked_val_size == "auto"
-        self.val_size = (
-            min(DEFAULT_VAL_SIZE, count // 10) if auto else int(self.asked_val_size)
-        )
+        default = min(DEFAULT_VAL_SIZE, count // 10)
+        asked = self.asked_val_size
+        self.val_size = default if asked == "auto" else asked
         if self.val_size >= count:
             raise InputError(
                 f"--val_size {self.val_size} leaves nothing of {count} training images;"
@@ -80,38 +80,38 @@ class CIFAR10DataModule(pl.LightningDataModule):
                 f"images less the {self.val_size} held out; give at most "
                 f"{count - self.val_size}"
             )
-        self.train_index, self.val_index = stratified_split(
-            images.train_labels, self.val_size, self.seed
-        )
-        self.images, self.classes = images, images.classes
+        train, val = stratified_split(images.train_labels, self.val_size, self.seed)
+        self.train_set = images.train_images[train], images.train_labels[train]
+        self.val_set = images.train_images[val], images.train_labels[val]
+        self.test_set = images.test_images, images.test_labels
         # Of the whole training set, as everyone's constants are: every split and seed
         # then feeds the network the same numbers.
         self.mean, self.std = channel_statistics(images.train_images)
+        self.classes = images.classes
 
     def __str__(self) -> str:
         """How many images there are, and of what."""
-        assert self.images is not None, "setup() comes first"
+        train, val, test = map(
+            len, (self.train_set[1], self.val_set[1], self.test_set[1])
+        )
         return (
-            f"{len(self.train_index)} training, {len(self.val_index)} validation and "
-            f"{len(self.images.test_labels)} test images of {len(self.classes)} classes"
+            f"{train} training, {val} validation and {test} test images of "
+            f"{len(self.classes)} classes"
         )
 
     def batches(self) -> dict[str, int]:
-        """Batches of each split: full ones in training, the last may be short else."""
-        assert self.images is not None, "setup() comes first"
+        """Batches of each split; in training only full ones count."""
         return {
-            "train": len(self.train_index) // self.batch_size,
-            "val": -(-len(self.val_index) // self.batch_size),
-            "test": -(-len(self.images.test_labels) // self.batch_size),
+            "train": len(self.train_set[1]) // self.batch_size,
+            "val": -(-len(self.val_set[1]) // self.batch_size),
+            "test": -(-len(self.test_set[1]) // self.batch_size),
         }
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled and augmented batches of the training part."""
-        assert self.images is not None, "setup() comes first"
         device, rank, world_size = self._place()
         return TrainLoader(
-            self.images.train_images[self.train_index],
-            self.images.train_labels[self.train_index],
+            *self.train_set,
             batch_size=self.batch_size,
             augmentation=self.augmentation,
             fill=(255 * torch.tensor(self.mean)).round().to(torch.uint8),
@@ -123,22 +123,16 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The held-out part as it is; no loader when nothing is held out."""
-        assert self.images is not None, "setup() comes first"
-        if not len(self.val_index):
-            return []
-        images = self.images.train_images[self.val_index]
-        return self._eval_loader(images, self.images.train_labels[self.val_index])
+        return self._eval_loader(self.val_set) if self.val_size else []
 
     def test_dataloader(self) -> EvalLoader:
         """The test set as it is."""
-        assert self.images is not None, "setup() comes first"
-        return self._eval_loader(self.images.test_images, self.images.test_labels)
+        return self._eval_loader(self.test_set)
 
-    def _eval_loader(self, images: Tensor, labels: Tensor) -> EvalLoader:
+    def _eval_loader(self, part: tuple[Tensor, Tensor]) -> EvalLoader:
         device, rank, world_size = self._place()
         return EvalLoader(
-            images,
-            labels,
+            *part,
             batch_size=self.batch_size,
             device=device,
             rank=rank,

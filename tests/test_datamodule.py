@@ -67,7 +67,7 @@ def test_sizes_and_classes(data: CIFAR10DataModule) -> None:
     for split, count in data.batches().items():
         assert len(getattr(data, f"{split}_dataloader")()) == count
     data.setup()  # a second time changes nothing
-    assert len(data.train_index) == 108
+    assert len(data.train_set[0]) == 108
 
 
 def gathered(loader: object) -> Tensor:
@@ -76,11 +76,9 @@ def gathered(loader: object) -> Tensor:
 
 
 def test_only_training_images_are_augmented(data: CIFAR10DataModule) -> None:
-    assert data.images is not None
-    held_out = data.images.train_images[data.val_index]
-    assert torch.equal(gathered(data.val_dataloader()), held_out)
-    assert torch.equal(gathered(data.test_dataloader()), data.images.test_images)
-    originals = {image.numpy().tobytes() for image in data.images.train_images}
+    assert torch.equal(gathered(data.val_dataloader()), data.val_set[0])
+    assert torch.equal(gathered(data.test_dataloader()), data.test_set[0])
+    originals = {image.numpy().tobytes() for image in data.train_set[0]}
     for images, _ in data.train_dataloader():
         for image in images.permute(0, 2, 3, 1):
             assert image.contiguous().numpy().tobytes() not in originals
@@ -95,17 +93,17 @@ def test_training_never_sees_the_held_out_images(image_folder: Path) -> None:
         cutout=0,
     )
     data.setup()
-    assert data.images is not None
+    held_out = {image.numpy().tobytes() for image in data.val_set[0]}
     batches = torch.cat([images for images, _ in data.train_dataloader()])
     seen = {image.permute(1, 2, 0).numpy().tobytes() for image in batches}
-    part = data.images.train_images[data.train_index]
-    assert seen == {image.numpy().tobytes() for image in part}
+    assert seen == {image.numpy().tobytes() for image in data.train_set[0]}
+    assert not seen & held_out
 
 
 def test_nothing_held_out(image_folder: Path) -> None:
     data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=60, val_size=0)
     data.setup()
-    assert len(data.train_index) == 120
+    assert len(data.train_set[0]) == 120
     assert data.val_dataloader() == []
 
 
@@ -132,4 +130,4 @@ def test_statistics_of_cifar10_are_the_known_constants(
 ) -> None:
     assert real_cifar10.mean == (0.4914, 0.4822, 0.4465)
     assert real_cifar10.std == (0.2470, 0.2435, 0.2616)
-    assert len(real_cifar10.train_index) == 45_000
+    assert len(real_cifar10.train_set[0]) == 45_000

@@ -46,10 +46,9 @@ def test_two_processes_leave_one_run_and_count_every_image_once(
     assert module.hparams["lr"] == metrics["max_lr"]
     data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=7)
     data.setup()
-    assert data.images is not None
+    images, labels = data.test_set
     with torch.no_grad():
-        logits = module(data.images.test_images.permute(0, 3, 1, 2))
-    labels = data.images.test_labels
+        logits = module(images.permute(0, 3, 1, 2))
     hits = (logits.argmax(1) == labels).float().mean().item()
     loss = F.cross_entropy(logits, labels).item()
     assert metrics["test/acc"] == pytest.approx(hits)

@@ -1,0 +1,78 @@
+"""Device, precision, versions, commit."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from components import environment
+from components.environment import choose_hardware, resolve_precision
+from components.errors import InputError
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "32")])
+def test_auto_precision_of_a_cpu(
+    native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert resolve_precision("auto", CPU).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 0), "16-mixed"), ((8, 0), "bf16-mixed"), ((9, 0), "bf16-mixed")],
+)
+def test_auto_precision_of_a_gpu(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert resolve_precision("auto", CUDA) == expected
+
+
+def test_other_precisions_stay_and_a_mac_gets_float32() -> None:
+    assert resolve_precision("auto", MPS) == "32-true"
+    assert resolve_precision("64-true", CPU) == "64-true"
+    assert resolve_precision("16-mixed", CUDA) == "16-mixed"
+    with pytest.raises(InputError, match="16-true needs a GPU"):
+        resolve_precision("16-true", CPU)
+
+
+def test_hardware_counts_its_processes() -> None:
+    hardware = choose_hardware("cpu", 2, 1, "ddp", "32-true")
+    assert hardware.world_size == 2
+    assert hardware.device == CPU
+    assert hardware.arguments["precision"] == "32-true"
+
+
+def test_versions_name_what_is_installed() -> None:
+    assert f"torch {torch.__version__.split('+')[0]}" in environment.versions()
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert environment.versions().startswith(f"python {python}, ")
+
+
+def test_commit_of_a_checkout_and_of_an_exported_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    monkeypatch.setattr(environment, "PROJECT", tmp_path.resolve())
+    assert environment.commit() == "unknown"
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init"], [*identity, "commit", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True, text=True)
+    assert re.fullmatch("[0-9a-f]{40}", environment.commit())
+    inner = tmp_path / "exported"
+    inner.mkdir()
+    monkeypatch.setattr(environment, "PROJECT", inner.resolve())
+    assert environment.commit() == "unknown"
+
+
+def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert environment.commit() == "unknown"
