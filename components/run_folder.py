@@ -105,8 +105,7 @@ class RunFolder:
     @rank_zero_only
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.yaml."""
-        kept = {flag: value for flag, value in config.items() if flag not in PLACE}
-        self.config.write_text(yaml.safe_dump(kept, sort_keys=False))
+        self.config.write_text(yaml.safe_dump(settings(config), sort_keys=False))
 
     @rank_zero_only
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -114,6 +113,11 @@ class RunFolder:
         fresh = self.path / "metrics.json.tmp"
         fresh.write_text(json.dumps(metrics, indent=2) + "\n")
         os.replace(fresh, self.path / "metrics.json")
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The flags that say what a run is, without those that say where it goes."""
+    return {flag: value for flag, value in config.items() if flag not in PLACE}
 
 
 def _newest(paths: Any) -> Path | None:

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from components.figures import Row, curves_figure, lr_finder_figure
 from components.lr_finder import RangeTest
-from components.run_folder import RunFolder
+from components.run_folder import RunFolder, settings
 
 
 @rank_zero_only
@@ -54,7 +54,7 @@ def write_end(
         if "/" in name and value is not None
     }
     logger = _logger(trainer)
-    logger.log_hyperparams(config, final, step=trainer.global_step)
+    logger.log_hyperparams(settings(config), final, step=trainer.global_step)
     logger.finalize("success")
 
 

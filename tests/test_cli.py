@@ -190,7 +190,7 @@ def test_unwritable_output_folder(
     code, _, error = command(monkeypatch, capsys, *arguments)
     assert code == 2
     assert error.count("\n") == 1, error
-    assert f"--output_dir {output_dir}: cannot be written" in error
+    assert f"--output_dir {Path(output_dir)}: cannot be written" in error
 
 
 @pytest.mark.parametrize(
