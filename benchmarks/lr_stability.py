@@ -4,7 +4,8 @@
 
 runs the LR range test of `train.py` for several seeds (weights, split, order and
 augmentation all change) at each batch size, adds a line a test to the output file, and
-prints the picks with their spread, max / min.
+prints the picks with their spread, max / min. A line holds the curve and not the pick,
+which follows from it: `picks` applies the rule as it is now.
 """
 
 import datetime
@@ -22,10 +23,20 @@ import pytorch_lightning as pl
 
 from components import environment
 from components.environment import Precision
-from components.lr_finder import Finder, range_test
+from components.lr_finder import Finder, pick_lr, range_test
 from components.sources import Source
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
+
+
+def picks(file: Path) -> dict[int, list[float]]:
+    """The picks from all curves in a file, by batch size."""
+    found: dict[int, list[float]] = {}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        lr = pick_lr(record["lrs"], record["losses"], record["classes"])
+        found.setdefault(record["batch_size"], []).append(lr)
+    return found
 
 
 def lr_stability(
@@ -57,7 +68,6 @@ def lr_stability(
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
     for batch_size in batch_sizes:
-        picks = []
         for seed in range(seeds):
             started = time.perf_counter()
             images = CIFAR10DataModule(data, data_dir, batch_size, seed=seed)
@@ -68,13 +78,12 @@ def lr_stability(
                 images.classes, images.mean, images.std, 0.01, base_width=base_width
             )
             test = range_test(module, images, lr_finder, lr_steps, hardware.arguments)
-            picks.append(test.lr)
             record = {
                 "date": datetime.date.today().isoformat(),
                 "batch_size": batch_size,
                 "seed": seed,
+                "classes": len(images.classes),
                 "lr_finder": lr_finder,
-                "lr": test.lr,
                 "seconds": round(time.perf_counter() - started, 1),
                 "precision": hardware.arguments["precision"],
                 "device": environment.device_name(hardware.device),
@@ -86,11 +95,9 @@ def lr_stability(
             }
             with Path(output).open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        spread = max(picks) / min(picks)
-        listed = " ".join(f"{pick:.3g}" for pick in picks)
-        print(
-            f"batch {batch_size}: max LR {listed}; max / min {spread:.2f}", flush=True
-        )
+    for size, lrs in picks(Path(output)).items():
+        listed = " ".join(f"{lr:.2g}" for lr in lrs)
+        print(f"| {size} | {listed} | {max(lrs) / min(lrs):.2f} |")
 
 
 if __name__ == "__main__":

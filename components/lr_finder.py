@@ -78,13 +78,11 @@ def range_test(
 
 
 def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
-    """Three quarters across the valley of a range test, on the log scale.
+    """The middle of the valley of a range test, on the log scale.
 
     The valley is where the smoothed loss is within `VALLEY` times log(num_classes), the
     loss of guessing, of its minimum. Its floor is nearly flat, so the minimum and the
     steepest point wander over a decade from seed to seed; its edges are steep and hold.
-    A one-cycle maximum belongs towards the upper edge (Smith, arXiv 1708.07120), but
-    not on it, where the training begins to fail.
 
     Returns:
         The pick, rounded to three digits.
@@ -103,7 +101,7 @@ def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
     first = int(inside.argmax())
     beyond = np.flatnonzero(~inside[lowest:])
     last = lowest + int(beyond[0]) - 1 if len(beyond) else len(lrs) - 1
-    return float(f"{lrs[first] ** 0.25 * lrs[last] ** 0.75:.3g}")
+    return float(f"{(lrs[first] * lrs[last]) ** 0.5:.3g}")
 
 
 def smooth(losses: list[float]) -> np.ndarray:
