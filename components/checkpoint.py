@@ -1,7 +1,7 @@
 """Checkpoints: which are kept, what is in them, and the checks before one is used."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -26,6 +26,14 @@ IDENTITY = (
 )
 
 Checkpoint = dict[str, Any]
+
+
+class Images(Protocol):
+    """What a data module says of its images."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
@@ -82,7 +90,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"--ckpt_path {path}: not a readable checkpoint ({reason}); give another"
         ) from None
-    needed = ("pytorch-lightning_version", "config", "state_dict", "hyper_parameters")
+    needed = ("config", "hyper_parameters", "state_dict", "optimizer_states")
     if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
         raise InputError(
             f"--ckpt_path {path}: not a checkpoint of this project; give one that "
@@ -91,14 +99,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def check_same_run(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than the checkpoint's.
+def check_same_run(
+    checkpoint: Checkpoint, config: dict[str, Any], images: Images
+) -> None:
+    """Refuse to go on with other settings or images than the checkpoint's.
 
     Raises:
-        InputError: A setting that shapes the run is another one now.
+        InputError: Something that shapes the run is not what it was.
     """
+    known = checkpoint["hyper_parameters"]
+    for name in ("classes", "mean", "std"):
+        before, now = list(known.get(name, ())), list(getattr(images, name))
+        if before != now:
+            raise InputError(
+                f"--data_dir {config['data_dir']}: the {name} of the images are {now}, "
+                f"the checkpoint's {before}; give the images that it was trained with"
+            )
     for flag in IDENTITY:
-        before, now = checkpoint["config"][flag], config[flag]
+        before, now = checkpoint["config"].get(flag), config[flag]
         if before != now:
             raise InputError(
                 f"--{flag} is {now}, but the checkpoint was trained with {before}; a "

@@ -13,6 +13,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from components import cli
 from components.callbacks import RunProgressBar
 from components.errors import InputError
 from datamodule import CIFAR10DataModule
@@ -102,8 +103,8 @@ def test_picked_lr_and_typed_lr_train_bit_for_bit_alike(quick_train: Train) -> N
 
 def test_config_runs_again(quick_train: Train) -> None:
     metrics = quick_train(lr="auto", lr_steps=40)
-    config = yaml.safe_load(Path("runs/run/config.yaml").read_text())
-    again = train(**config, name="again")
+    arguments = ["--config", "runs/run/config.yaml", "--name", "again"]
+    again = train(**cli.parse(train, arguments))
     for key in ("train/loss", "val/loss", "test/loss", "max_lr"):
         assert again[key] == metrics[key]
 
@@ -156,6 +157,21 @@ def test_resuming_without_a_name_takes_the_newest_run(quick_train: Train) -> Non
     assert sorted(path.name for path in Path("runs").iterdir()) == ["new", "old"]
 
 
+def test_going_on_in_another_folder_leaves_the_first_as_it_was(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_in_epoch(1, patch)
+        with pytest.raises(KilledError):
+            quick_train()
+    before = {path: path.read_bytes() for path in LAST.parent.iterdir()}
+    quick_train(ckpt_path=str(LAST), name="elsewhere")
+    assert {path: path.read_bytes() for path in LAST.parent.iterdir()} == before
+    assert [row["epoch"] for row in rows("elsewhere")] == ["0", "1"]
+    quick_train(name="unbroken")
+    assert rows("elsewhere") == rows("unbroken")
+
+
 def test_last_without_a_checkpoint_starts_afresh_and_says_so(
     quick_train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,7 +188,6 @@ def test_last_without_a_checkpoint_starts_afresh_and_says_so(
         ("seed", 1, 0),
         ("val_size", 0, 12),
         ("base_width", 8, 4),
-        ("data", "synthetic", "cifar10"),
     ],
 )
 def test_a_run_cannot_go_on_with_other_settings(
@@ -182,6 +197,18 @@ def test_a_run_cannot_go_on_with_other_settings(
     message = f"--{flag} is {value}, but the checkpoint was trained with {before}"
     with pytest.raises(InputError, match=message):
         quick_train(**{flag: value, "ckpt_path": "last"})
+
+
+def test_a_run_cannot_go_on_with_other_images(
+    quick_train: Train, image_folder: Path, tmp_path: Path
+) -> None:
+    quick_train()
+    other = tmp_path / "other"
+    shutil.copytree(image_folder, other)
+    for split in ("train", "test"):
+        (other / split / "red").rename(other / split / "rose")
+    with pytest.raises(InputError, match=r"the classes of the images are .*'rose'"):
+        quick_train(data_dir=str(other), ckpt_path="last")
 
 
 def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
