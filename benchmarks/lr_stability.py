@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 
 from components import environment
 from components.environment import Precision
-from components.lr_finder import Finder, pick_lr, range_test
+from components.lr_finder import Finder, find_valley, middle, range_test
 from components.sources import Source
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -34,8 +34,8 @@ def picks(file: Path) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for line in file.read_text().splitlines():
         record = json.loads(line)
-        lr = pick_lr(record["lrs"], record["losses"], record["classes"])
-        found.setdefault(record["batch_size"], []).append(lr)
+        valley = find_valley(record["lrs"], record["losses"], record["classes"])
+        found.setdefault(record["batch_size"], []).append(middle(valley))
     return found
 
 

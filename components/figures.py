@@ -18,6 +18,7 @@ def lr_finder_figure(test: RangeTest) -> Figure:
     smoothed = smooth(test.losses)
     axes.semilogx(test.lrs, test.losses, color="0.8", label="loss of a batch")
     axes.semilogx(test.lrs, smoothed, color="C0", label="smoothed")
+    axes.axvspan(*test.valley, color="C0", alpha=0.1, linewidth=0, label="valley")
     axes.axvline(test.lr, color="C3", linestyle="--", label=f"max LR {test.lr:.3g}")
     # The end of the test is off the scale by design; show where the decision falls.
     low, start = np.nanmin(smoothed), smoothed[0]

@@ -33,11 +33,13 @@ class RangeTest(NamedTuple):
     Attributes:
         lrs: Learning rate of each step.
         losses: Training loss of each step's batch, not smoothed.
-        lr: The pick.
+        valley: Lowest and highest rate at which it trained about as well as it could.
+        lr: The pick, the middle of the valley.
     """
 
     lrs: list[float]
     losses: list[float]
+    valley: tuple[float, float]
     lr: float
 
 
@@ -74,18 +76,18 @@ def range_test(
         lrs, losses = run(module, data, steps, hardware)
     finally:
         data.trainer = None
-    return RangeTest(lrs, losses, pick_lr(lrs, losses, len(module.hparams["classes"])))
+    valley = find_valley(lrs, losses, len(module.hparams["classes"]))
+    return RangeTest(lrs, losses, valley, middle(valley))
 
 
-def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
-    """The middle of the valley of a range test, on the log scale.
+def find_valley(
+    lrs: list[float], losses: list[float], num_classes: int
+) -> tuple[float, float]:
+    """The rates between which a range test trains about as well as it can.
 
-    The valley is where the smoothed loss is within `VALLEY` times log(num_classes), the
-    loss of guessing, of its minimum. Its floor is nearly flat, so the minimum and the
-    steepest point wander over a decade from seed to seed; its edges are steep and hold.
-
-    Returns:
-        The pick, rounded to three digits.
+    That is where the smoothed loss is within `VALLEY` times log(num_classes), the loss
+    of guessing, of its minimum. The floor is nearly flat, so the minimum and the
+    steepest point wander over a decade from seed to seed; the edges are steep and hold.
 
     Raises:
         InputError: Every loss is infinite or not a number.
@@ -101,7 +103,13 @@ def pick_lr(lrs: list[float], losses: list[float], num_classes: int) -> float:
     first = int(inside.argmax())
     beyond = np.flatnonzero(~inside[lowest:])
     last = lowest + int(beyond[0]) - 1 if len(beyond) else len(lrs) - 1
-    return float(f"{(lrs[first] * lrs[last]) ** 0.5:.3g}")
+    return lrs[first], lrs[last]
+
+
+def middle(valley: tuple[float, float]) -> float:
+    """The middle on the log scale, rounded to three digits: the maximum LR."""
+    low, high = valley
+    return float(f"{(low * high) ** 0.5:.3g}")
 
 
 def smooth(losses: list[float]) -> np.ndarray:

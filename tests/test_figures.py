@@ -63,10 +63,13 @@ def test_confusion_of_many_classes_stays_a_picture() -> None:
 def test_range_test_shows_its_pick_and_survives_divergence() -> None:
     lrs = np.geomspace(1e-6, 1, 60).tolist()
     losses = [*np.linspace(3, 1, 50), *[1e9] * 5, *[float("nan")] * 5]
-    figure = lr_finder_figure(RangeTest(lrs, losses, 0.01))
+    figure = lr_finder_figure(RangeTest(lrs, losses, (0.001, 0.1), 0.01))
     [axes] = axes_of(figure)
     assert axes.lines[2].get_xdata() == pytest.approx([0.01, 0.01])
-    assert "0.01" in axes.get_legend().texts[2].get_text()
+    labels = [text.get_text() for text in axes.get_legend().texts]
+    assert labels == ["loss of a batch", "smoothed", "valley", "max LR 0.01"]
+    [shade] = axes.patches
+    assert shade.get_extents().x0 < shade.get_extents().x1
     low, high = axes.get_ylim()
     assert low < 1 < 3 < high < 10
     figure.canvas.draw()
