@@ -8,10 +8,8 @@ python train.py --help
 """
 
 import logging
-import shlex
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,19 +45,6 @@ from lightning_module import LitCustomResNet
 
 log = logging.getLogger(__name__)
 
-EXPECTED_WARNINGS = (
-    # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
-    ".*LeafSpec.*",
-    # `find_checkpoint` has decided what becomes of an old checkpoint.
-    # https://github.com/Lightning-AI/pytorch-lightning/pull/5209
-    "Checkpoint directory .* exists",
-    # A run may go on in another folder.
-    # https://github.com/Lightning-AI/pytorch-lightning/pull/12225
-    "The dirpath has changed",
-    # Nothing is held out.
-    # https://github.com/Lightning-AI/pytorch-lightning/issues/9785
-    "Total length of `list` across ranks is zero",
-)
 FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
@@ -169,27 +154,22 @@ def train(
     show_start(layer_table(module.net), str(images), config)
     if not fast_dev_run:
         write_start(run, trainer, config, test)
-    circumstances = {  # as they are now: files may change while it trains
-        "seed": seed,
-        "device": environment.device_name(hardware.device),
-        "precision": config["precision"],
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
+    circumstances = environment.circumstances(hardware)  # now: files may change
     trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
     tested = trainer.test(module, datamodule=images, verbose=False)[0]
 
     metrics: dict[str, Any] = {name: history.rows[-1].get(name) for name in COLUMNS}
-    metrics |= dict(tested) | {
+    metrics |= {
+        **tested,
         "max_lr": config["lr"],
         "epochs": trainer.current_epoch,
         # The whole of this process so far: data, range test, training and tests.
         "seconds": round(time.perf_counter() - started, 1),
         # The training epochs of this process, augmentation included, validation not.
         "images_per_second": clock.images_per_second(),
+        "seed": seed,
+        **circumstances,
     }
-    metrics |= circumstances
     if not fast_dev_run:
         write_end(run, trainer, config, metrics, history.rows)
     show_end(metrics, None if fast_dev_run else run.path)
@@ -286,13 +266,7 @@ def build_trainer(
 
 def main() -> None:
     """The command line: exit code 0, or 2 with one line on stderr for bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
-    for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
+    cli.set_up_messages()
     try:
         train(**cli.parse(train, sys.argv[1:]))
     except InputError as error:

@@ -10,7 +10,6 @@ which follows from it: `picks` applies the rule as it is now.
 
 import datetime
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -85,11 +84,7 @@ def lr_stability(
                 "classes": len(images.classes),
                 "lr_finder": lr_finder,
                 "seconds": round(time.perf_counter() - started, 1),
-                "precision": hardware.arguments["precision"],
-                "device": environment.device_name(hardware.device),
-                "versions": environment.versions(),
-                "commit": environment.commit(),
-                "command": shlex.join(["python", *sys.argv]),
+                **environment.circumstances(hardware),
                 "lrs": [float(f"{lr:.5g}") for lr in test.lrs],
                 "losses": [float(f"{loss:.5g}") for loss in test.losses],
             }

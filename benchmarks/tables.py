@@ -34,12 +34,12 @@ def add_run(folder: Path, recipe: str, runs: Path = RUNS) -> None:
     """
     metrics = json.loads((folder / "metrics.json").read_text())
     row = {"date": datetime.date.today().isoformat(), "recipe": recipe, **metrics}
-    is_new = not runs.exists()
-    with runs.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    rows = [*read_runs(runs), row] if runs.exists() else [row]
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    with runs.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_runs(runs: Path = RUNS) -> list[Run]:

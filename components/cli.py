@@ -1,13 +1,29 @@
 """The command line of a function: one flag a parameter, one line an error."""
 
 import itertools
+import logging
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+
+EXPECTED_WARNINGS = (
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+    ".*LeafSpec.*",
+    # `find_checkpoint` has decided what becomes of an old checkpoint.
+    # https://github.com/Lightning-AI/pytorch-lightning/pull/5209
+    "Checkpoint directory .* exists",
+    # A run may go on in another folder.
+    # https://github.com/Lightning-AI/pytorch-lightning/pull/12225
+    "The dirpath has changed",
+    # Nothing is held out.
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/9785
+    "Total length of `list` across ranks is zero",
+)
 
 
 class Parser(ArgumentParser):
@@ -50,6 +66,17 @@ def parse(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = parser.parse_args(spelled_out).as_dict()
     del values["config"]
     return values
+
+
+def set_up_messages() -> None:
+    """Let our own messages through to the terminal, and of Lightning's the warnings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
+    for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
 
 
 def fail(program: str, message: str) -> NoReturn:

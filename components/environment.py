@@ -1,7 +1,9 @@
 """What the run stands on: device, precision, versions, commit."""
 
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -86,6 +88,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
         return "bf16-mixed"
     return "32-true"
+
+
+def circumstances(hardware: Hardware) -> dict[str, str]:
+    """What a result depends on beside its settings, to be kept with it."""
+    return {
+        "device": device_name(hardware.device),
+        "precision": str(hardware.arguments["precision"]),
+        "versions": versions(),
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -47,6 +47,8 @@ def test_runs_of_a_recipe_are_put_together(
         accuracies.append(100 * metrics["test/acc"])
     runs = read_runs(tmp_path / "runs.csv")
     assert [run["seed"] for run in runs] == ["0", "1"]
+    for run, accuracy in zip(runs, accuracies, strict=True):
+        assert 100 * float(run["test/acc"]) == accuracy
     [row] = results_table(runs).splitlines()[2:]
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
     assert f"| quick | {mean:.2f} ± {spread:.2f} % (" in row
