@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from components import cli, environment
 from components.callbacks import (
     COLUMNS,
+    FiniteLoss,
     History,
     RunProgressBar,
     TensorBoardDetails,
@@ -33,7 +34,7 @@ from components.checkpoint import (
     read_checkpoint,
 )
 from components.environment import Hardware, Precision
-from components.errors import InputError
+from components.errors import DivergedError, InputError
 from components.flags import check_flags, check_limits, check_shares
 from components.lr_finder import Finder, RangeTest, range_test
 from components.run_folder import RunFolder
@@ -120,6 +121,7 @@ def train(
 
     Raises:
         InputError: A value or file that the user can put right.
+        DivergedError: The loss became infinite or not a number.
     """
     config = dict(locals())
     started = time.perf_counter()
@@ -238,7 +240,8 @@ def build_trainer(
     clock: TrainingClock,
 ) -> pl.Trainer:
     """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
-    callbacks = [RunProgressBar(), clock, history]
+    last = None if config["fast_dev_run"] else run.checkpoints / "last.ckpt"
+    callbacks = [RunProgressBar(), FiniteLoss(last), clock, history]
     logger: TensorBoardLogger | None = None
     if not config["fast_dev_run"]:
         logger = TensorBoardLogger(run.path, "", "", default_hp_metric=False)
@@ -265,12 +268,14 @@ def build_trainer(
 
 
 def main() -> None:
-    """The command line: exit code 0, or 2 with one line on stderr for bad input."""
+    """The command line; bad input and divergence are one line on stderr."""
     cli.set_up_messages()
     try:
         train(**cli.parse(train, sys.argv[1:]))
     except InputError as error:
         cli.fail("train.py", str(error))
+    except DivergedError as error:
+        cli.fail("train.py", str(error), code=3)
     except SIGTERMException:  # Lightning would end with exit code 0
         sys.exit(143)
 

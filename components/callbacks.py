@@ -17,6 +17,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from components.augmentation import IMAGE_SIZE
+from components.errors import DivergedError
 from components.figures import Row, confusion_figure
 
 COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc")
@@ -100,6 +101,55 @@ class TrainingClock(Callback):
     def images_per_second(self) -> float | None:
         """Pace of the training; None if no epoch was trained."""
         return round(self.images / self.seconds, 1) if self.images else None
+
+
+class FiniteLoss(Callback):
+    """Ends a run whose loss is infinite or not a number.
+
+    The first such step is noted on the device and read once an epoch, so no step waits
+    for it, and before a checkpoint is written: plain callbacks come first.
+    """
+
+    def __init__(self, last_checkpoint: Path | None) -> None:
+        self.last_checkpoint = last_checkpoint
+        self.lrs: list[float] = []
+
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        """No bad step so far."""
+        self.bad_step = torch.tensor(-1, device=pl_module.device)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Keep the LR of this step."""
+        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Note the step if it is the first bad one."""
+        is_first = (self.bad_step.to(pl_module.device) < 0) & ~outputs[
+            "loss"
+        ].isfinite()
+        self.bad_step = torch.where(is_first, trainer.global_step - 1, self.bad_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """End the run, in every process alike.
+
+        Raises:
+            DivergedError: A loss of this epoch was not finite.
+        """
+        bad_step = int(trainer.strategy.reduce(self.bad_step, reduce_op="max"))
+        if bad_step >= 0:
+            lr = self.lrs[bad_step - trainer.global_step]
+            saved = self.last_checkpoint
+            good = saved if saved is not None and saved.exists() else "none"
+            raise DivergedError(
+                f"the loss was not finite at step {bad_step}, where the LR was "
+                f"{lr:.3g}; last good checkpoint: {good}; try a lower --lr, or "
+                "--precision 32-true"
+            )
+        self.lrs.clear()
 
 
 class RunProgressBar(Callback):

@@ -79,10 +79,10 @@ def set_up_messages() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def fail(program: str, message: str) -> NoReturn:
-    """End with exit code 2 and one line on stderr."""
+def fail(program: str, message: str, code: int = 2) -> NoReturn:
+    """End with one line on stderr; exit code 2 stands for bad input."""
     print(f"{program}: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _allows_true(kind: Any) -> bool:

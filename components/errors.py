@@ -1,5 +1,9 @@
-"""The one exception for everything a user can put right."""
+"""What ends a run with one line instead of a traceback."""
 
 
 class InputError(Exception):
-    """Bad input. Its text is one line: what was wrong, what came, what to do."""
+    """Bad input: what was wrong, what came, what to do. Exit code 2."""
+
+
+class DivergedError(Exception):
+    """The loss is no longer a number: where, and what to do. Exit code 3."""

@@ -274,6 +274,23 @@ def test_terminal_shows_layers_and_results(
     assert "6/6" in progress
 
 
+def test_divergence_is_one_line_and_exit_code_3(
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, error = command(
+        monkeypatch,
+        capsys,
+        *QUICK,
+        *("--data_dir", str(image_folder), "--batch_size", "32", "--max_epochs", "40"),
+        *("--lr", "1e30", "--precision", "32-true"),
+    )
+    assert code == 3
+    assert "train.py: error: the loss was not finite at step" in error
+    assert "Traceback" not in error
+
+
 def test_sigterm_ends_with_143(monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(**_: Any) -> None:
         raise SIGTERMException

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from components import cli
 from components.callbacks import RunProgressBar
-from components.errors import InputError
+from components.errors import DivergedError, InputError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from train import train
@@ -127,6 +127,26 @@ def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KilledError
 
     monkeypatch.setattr(RunProgressBar, "on_train_batch_end", die)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_step = LitCustomResNet.training_step
+
+    def step(module: LitCustomResNet, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = plain_step(module, batch, batch_idx)
+        return loss * math.nan if module.global_step >= 4 else loss
+
+    monkeypatch.setattr(LitCustomResNet, "training_step", step)
+    with pytest.raises(DivergedError) as caught:
+        quick_train(max_epochs=3)
+    lr = 0.01 - (4 - 0.875) / (8 - 0.875) * 0.01  # 3 epochs of 3 steps, peak at 0.875
+    assert f"not finite at step 4, where the LR was {lr:.3g}" in str(caught.value)
+    assert f"last good checkpoint: {LAST}" in str(caught.value)
+    assert torch.load(LAST, weights_only=True)["global_step"] == 3
+    assert all(value.isfinite().all() for value in weights().values())
+    assert len(rows()) == 1
 
 
 def test_resumed_run_ends_like_an_unbroken_one(
