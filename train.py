@@ -240,13 +240,13 @@ def build_trainer(
     clock: TrainingClock,
 ) -> pl.Trainer:
     """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
-    last = None if config["fast_dev_run"] else run.checkpoints / "last.ckpt"
-    callbacks = [RunProgressBar(), FiniteLoss(last), clock, history]
+    finite_loss = FiniteLoss(history, run.checkpoints / "last.ckpt")
+    callbacks = [RunProgressBar(), finite_loss, clock, history]
     logger: TensorBoardLogger | None = None
     if not config["fast_dev_run"]:
         logger = TensorBoardLogger(run.path, "", "", default_hp_metric=False)
         logger.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
-        callbacks += [TensorBoardDetails(logger), ConfigInCheckpoint(config)]
+        callbacks += [TensorBoardDetails(logger, history), ConfigInCheckpoint(config)]
         has_val = config["val_size"] and config["limit_val_batches"]
         callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
     return pl.Trainer(

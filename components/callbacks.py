@@ -30,12 +30,16 @@ class History(Checkpoint):
     As it travels with the checkpoint, the file is complete after a resume. It is a
     `Checkpoint` because Lightning calls those, in their given order, after the module
     has logged the epoch's metrics: put it before the callbacks that save.
+
+    Attributes:
+        rows: A row for each epoch that is done.
+        lrs: Learning rate of each step of the epoch that is not.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.rows: list[Row] = []
-        self.lr = float("nan")
+        self.lrs: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -46,13 +50,14 @@ class History(Checkpoint):
         self.rows = list(state_dict["rows"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Remember the learning rate that this step uses."""
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        """Keep the learning rate that this step uses."""
+        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Add a row: epoch from 0, steps so far, LR of the last step, metrics."""
         row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row["lr"] = self.lr
+        row["lr"] = self.lrs[-1]
+        self.lrs.clear()
         metrics = trainer.callback_metrics
         row |= {name: metrics[name].item() for name in COLUMNS if name in metrics}
         self.rows.append(row)
@@ -110,9 +115,9 @@ class FiniteLoss(Callback):
     for it, and before a checkpoint is written: plain callbacks come first.
     """
 
-    def __init__(self, last_checkpoint: Path | None) -> None:
+    def __init__(self, history: History, last_checkpoint: Path) -> None:
+        self.history = history
         self.last_checkpoint = last_checkpoint
-        self.lrs: list[float] = []
 
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -120,17 +125,12 @@ class FiniteLoss(Callback):
         """No bad step so far."""
         self.bad_step = torch.tensor(-1, device=pl_module.device)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Keep the LR of this step."""
-        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Note the step if it is the first bad one."""
-        is_first = (self.bad_step.to(pl_module.device) < 0) & ~outputs[
-            "loss"
-        ].isfinite()
+        is_bad = ~outputs["loss"].isfinite()
+        is_first = is_bad & (self.bad_step < 0)
         self.bad_step = torch.where(is_first, trainer.global_step - 1, self.bad_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -141,15 +141,13 @@ class FiniteLoss(Callback):
         """
         bad_step = int(trainer.strategy.reduce(self.bad_step, reduce_op="max"))
         if bad_step >= 0:
-            lr = self.lrs[bad_step - trainer.global_step]
-            saved = self.last_checkpoint
-            good = saved if saved is not None and saved.exists() else "none"
+            lr = self.history.lrs[bad_step - trainer.global_step]
+            good = self.last_checkpoint if self.last_checkpoint.exists() else "none"
             raise DivergedError(
                 f"the loss was not finite at step {bad_step}, where the LR was "
                 f"{lr:.3g}; last good checkpoint: {good}; try a lower --lr, or "
                 "--precision 32-true"
             )
-        self.lrs.clear()
 
 
 class RunProgressBar(Callback):
@@ -190,9 +188,9 @@ class RunProgressBar(Callback):
 class TensorBoardDetails(Callback):
     """What the logger does not write by itself: LR per step, graph, pictures."""
 
-    def __init__(self, logger: TensorBoardLogger) -> None:
+    def __init__(self, logger: TensorBoardLogger, history: History) -> None:
         self.writer = logger.experiment
-        self.lrs: list[float] = []
+        self.history = history
 
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -212,17 +210,12 @@ class TensorBoardDetails(Callback):
                 net.cpu().float().eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
             )
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Keep the LR of this step."""
-        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
-
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write the LRs of the epoch at once: writing at each step costs time."""
         if trainer.is_global_zero:
-            first = trainer.global_step - len(self.lrs)
-            for step, lr in enumerate(self.lrs, first):
+            lrs = self.history.lrs
+            for step, lr in enumerate(lrs, trainer.global_step - len(lrs)):
                 self.writer.add_scalar("lr", lr, step)
-        self.lrs.clear()
 
     def on_test_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
