@@ -49,7 +49,7 @@ def load_image_folder(folder: Path) -> Arrays:
             f"{folder}: class {odd[0]!r} is not in both train/ and test/; "
             "give both the same class folders"
         )
-    key = _fingerprint(train.samples + test.samples)
+    key = _fingerprint(folder, train.samples + test.samples)
     caches = [folder / CACHE_NAME, _user_cache(folder)]
     arrays = next(filter(None, (_read_cache(path, key) for path in caches)), None)
     if arrays is None:
@@ -100,12 +100,13 @@ def _list_split(folder: Path) -> ImageFolder:
         ) from None
 
 
-def _fingerprint(samples: Samples) -> str:
-    """A hash over the names, sizes and times of all files."""
+def _fingerprint(folder: Path, samples: Samples) -> str:
+    """A hash over the names within the folder, sizes and times of all files."""
     digest = hashlib.sha256(CACHE_VERSION.encode())
     for path, _ in samples:
         status = os.stat(path)
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        name = os.path.relpath(path, folder)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -51,6 +51,8 @@ def test_image_folder_is_decoded_once(
     with monkeypatch.context() as patch:
         patch.setattr(folders, "to_pixels", None)  # would fail if it were called
         assert torch.equal(load("cifar10", small_folder)[0], first[0])
+        # However the folder is named.
+        assert torch.equal(load("cifar10", Path(small_folder.name))[0], first[0])
     changed = Image.new("RGB", (32, 32), (9, 9, 9))
     changed.save(small_folder / "train" / "cat" / "0.png")
     assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [9, 9, 9]
