@@ -4,27 +4,30 @@ import contextlib
 import hashlib
 import logging
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
-from torchvision.datasets import ImageFolder
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from components.augmentation import IMAGE_SIZE
+from components.class_folders import Split, fingerprint, list_splits, one_line
 from components.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray]  # what a cache file holds, by name
-Samples = list[tuple[str, int]]  # path and label of every image
+Arrays = dict[str, np.ndarray]  # by name
+# Pillow goes by a file's content, whatever its name, and gives some formats to other
+# programs: PostScript to Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 CACHE_NAME = ".decoded.npz"
-CACHE_VERSION = "1"  # raise it when `to_pixels` changes
+CACHE_VERSION = "2"  # raise it when `to_pixels` changes
 
 
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder is laid out as this module reads it."""
-    return (folder / "train").is_dir() or (folder / "test").is_dir()
+    return os.path.isdir(folder / "train") or os.path.isdir(folder / "test")
 
 
 def load_image_folder(folder: Path) -> Arrays:
@@ -37,34 +40,28 @@ def load_image_folder(folder: Path) -> Arrays:
     Raises:
         InputError: A split or class is missing or empty, or an image cannot be read.
     """
-    train, test = _list_split(folder / "train"), _list_split(folder / "test")
-    if len(train.classes) < 2:
-        raise InputError(
-            f"{folder / 'train'}: only the class {train.classes[0]!r}; give at least "
-            "two class folders"
-        )
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(
-            f"{folder}: class {odd[0]!r} is not in both train/ and test/; "
-            "give both the same class folders"
-        )
-    key = _fingerprint(folder, train.samples + test.samples)
-    caches = [folder / CACHE_NAME, _user_cache(folder)]
-    arrays = next(filter(None, (_read_cache(path, key) for path in caches)), None)
-    if arrays is None:
-        arrays = {"key": np.array(key), "classes": np.array(train.classes)}
-        arrays |= _decode_split("train", train.samples)
-        arrays |= _decode_split("test", test.samples)
-        _write_cache(caches, arrays)
-    for split in ("train", "test"):
-        converted, count = arrays[f"{split}_converted"], len(arrays[f"{split}_labels"])
-        if converted:
+    train, test = splits = list_splits(folder)
+    key = f"{CACHE_VERSION} {fingerprint(folder, splits)}"
+    caches = _cache_paths(folder)
+    blank = _blank(train) | _blank(test)
+    cached = (_read_cache(path, key, blank) for path in caches)
+    decoded = next(filter(None, cached), None)
+    if decoded is None:
+        decoded = _decode(train) | _decode(test)
+        _write_cache(caches, decoded | {"key": np.array(key)})
+    for split in splits:
+        if converted := decoded[f"{split.name}_converted"]:
             log.info(
-                f"{folder / split}: {converted} of {count} images were converted to "
-                f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB"
+                f"{one_line(folder / split.name)}: {converted} of {len(split.paths)} "
+                f"images were converted to {IMAGE_SIZE}x{IMAGE_SIZE} RGB"
             )
-    return arrays
+    return {
+        "train_images": decoded["train_images"],
+        "train_labels": train.labels,
+        "test_images": decoded["test_images"],
+        "test_labels": test.labels,
+        "classes": np.array([one_line(name) for name in train.classes]),
+    }
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
@@ -72,7 +69,12 @@ def to_pixels(image: Image.Image) -> np.ndarray:
 
     The picture is turned as its EXIF says, laid on black where it is transparent,
     scaled so that its shorter side fits, and cut to a centred square.
+
+    Raises:
+        ValueError: Its pixels are floating-point numbers, of which none is white.
     """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed white")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         image = image.point(lambda value: value / 257).convert("L")
@@ -86,66 +88,71 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def _list_split(folder: Path) -> ImageFolder:
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; an image folder needs train/ and test/, each "
-            "with a folder per class"
-        )
-    try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:  # no class, or a class without an image
-        raise InputError(
-            f"{folder}: {' '.join(str(error).split())}; fill or remove the empty folder"
-        ) from None
-
-
-def _fingerprint(folder: Path, samples: Samples) -> str:
-    """A hash over the names within the folder, sizes and times of all files."""
-    digest = hashlib.sha256(CACHE_VERSION.encode())
-    for path, _ in samples:
-        status = os.stat(path)
-        name = os.path.relpath(path, folder)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _decode_split(split: str, samples: Samples) -> Arrays:
-    images = np.empty((len(samples), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    converted = 0
-    for position, (path, _) in enumerate(tqdm(samples, f"Decoding {split}/")):
-        try:
-            with Image.open(path) as image:
-                as_is = image.mode == "RGB" and image.size == (IMAGE_SIZE, IMAGE_SIZE)
-                images[position] = to_pixels(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as bad:
-            raise InputError(
-                f"{path}: not a readable image ({' '.join(str(bad).split())}); replace "
-                "or remove it"
-            ) from None
-        converted += not as_is
+def _blank(split: Split) -> Arrays:
+    """The arrays that `_decode` fills and a cache file holds."""
+    shape = (len(split.paths), IMAGE_SIZE, IMAGE_SIZE, 3)
     return {
-        f"{split}_images": images,
-        f"{split}_labels": np.array([label for _, label in samples], np.int64),
-        f"{split}_converted": np.array(converted),
+        f"{split.name}_images": np.empty(shape, np.uint8),
+        f"{split.name}_converted": np.zeros((), np.int64),
     }
 
 
-def _user_cache(folder: Path) -> Path:
-    """A cache file for folders that cannot be written, one per folder."""
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return Path.home() / ".cache" / "cifar10-lightning" / f"{name}.npz"
+def _decode(split: Split) -> Arrays:
+    images, converted = (arrays := _blank(split)).values()
+    bar = tqdm(split.paths, f"Decoding {split.name}/", leave=False, disable=None)
+    with bar, warnings.catch_warnings():
+        # Pillow warns from 89 megapixels on and refuses twice as many.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for position, path in enumerate(bar):
+            try:
+                with Image.open(path, formats=FORMATS) as image:
+                    as_is = (image.mode, *image.size) == ("RGB", IMAGE_SIZE, IMAGE_SIZE)
+                    images[position] = to_pixels(image)
+            except Exception as error:  # a broken file may raise any kind
+                raise InputError(
+                    f"{one_line(path)}: not a readable image ({_explain(error)}); "
+                    "replace or remove it"
+                ) from None
+            converted += not as_is
+    return arrays
 
 
-def _read_cache(path: Path, key: str) -> Arrays | None:
+def _explain(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return f"none of {', '.join(FORMATS)}"
+    return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _cache_paths(folder: Path) -> list[Path]:
+    """In the folder, or in the user's own one per folder where that is read-only."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    paths = [folder / CACHE_NAME]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        paths.append(Path.home() / ".cache" / "cifar10-lightning" / f"{name}.npz")
+    return paths
+
+
+def _read_cache(path: Path, key: str, blank: Arrays) -> Arrays | None:
+    """The images of a cache file, if it holds those that the key stands for."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays) if str(arrays["key"]) == key else None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored["key"]) != key:
+                return None
+            arrays = {name: stored[name] for name in blank}
+        for name, array in arrays.items():
+            if (array.dtype, array.shape) != (blank[name].dtype, blank[name].shape):
+                raise ValueError(f"{name} is {array.dtype} {array.shape}")
     except FileNotFoundError:
         return None
     except Exception as error:  # torn or foreign: np.load raises many kinds
-        log.warning(f"{path}: cache not usable ({error}); decoding the images again")
+        log.warning(
+            f"{one_line(path)}: cache not usable ({one_line(error)}); decoding the "
+            "images again"
+        )
         return None
+    return arrays
 
 
 def _write_cache(paths: list[Path], arrays: Arrays) -> None:
@@ -161,4 +168,6 @@ def _write_cache(paths: list[Path], arrays: Arrays) -> None:
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink()
-            log.warning(f"{path}: decoded images not cached ({error})")
+            log.warning(
+                f"{one_line(path)}: decoded images not cached ({one_line(error)})"
+            )

@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all, and known to be whole when read."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+SUFFIX = ".tmp"  # of a file that is being written
+SEAL = 64  # bytes of a checksum in a zip file's comment
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` once it is whole and on the disk.
+
+    Until then, and for good if anything goes wrong, `path` stays what it was. One
+    process at a time may replace a path.
+
+    Raises:
+        OSError: It cannot be written; nothing is left behind.
+    """
+    fresh = path.with_name(path.name + SUFFIX)
+    try:
+        with fresh.open(mode, newline="" if "b" not in mode else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sealed(archive: bytes) -> bytes:
+    """Put a checksum into the comment at the end of a zip file, such as torch saves.
+
+    The format has checksums of its own, but torch does not compare them: it reads
+    flipped bits without a word, and for some flips in the file's directory memory that
+    was never written.
+    """
+    checksum = hashlib.sha256(archive).hexdigest().encode()
+    return archive[:-2] + SEAL.to_bytes(2, "little") + checksum
+
+
+def unsealed(content: bytes) -> bytes:
+    """The zip file without the comment.
+
+    Raises:
+        ValueError: The checksum is not there or wrong.
+    """
+    archive = content[: -SEAL - 2] + bytes(2)
+    if hashlib.sha256(archive).hexdigest().encode() != content[-SEAL:]:
+        raise ValueError("wrong checksum")
+    return archive

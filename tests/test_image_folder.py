@@ -1,0 +1,421 @@
+"""Image folders: what is read from them, from the cache, and what is refused."""
+
+import logging
+import os
+import shutil
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from components import image_folder as folders
+from components.errors import InputError
+from components.image_folder import load_image_folder, to_pixels
+from components.sources import load
+
+Damage = Callable[[Path], object]
+posix = pytest.mark.skipif(os.name != "posix", reason="files are different here")
+
+
+@pytest.fixture
+def small_folder(tmp_path: Path) -> Path:
+    """Two classes, two images of each in both splits."""
+    for split in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "own" / split / name).mkdir(parents=True)
+            for number in range(2):
+                image = Image.new("RGB", (32, 32), (100 * label, 50 * number, 7))
+                image.save(tmp_path / "own" / split / name / f"{number}.png")
+    return tmp_path / "own"
+
+
+def test_image_folder_holds_the_pixels_and_labels(small_folder: Path) -> None:
+    images = load("cifar10", small_folder)
+    assert images.classes == ("cat", "dog")
+    assert images.train_labels.tolist() == images.test_labels.tolist() == [0, 0, 1, 1]
+    assert images.train_images.shape == (4, 32, 32, 3)
+    assert images.train_images[3, 5, 5].tolist() == [100, 50, 7]
+
+
+def test_image_folder_is_decoded_once(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load("cifar10", small_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "to_pixels", None)  # would fail if it were called
+        assert torch.equal(load("cifar10", small_folder)[0], first[0])
+        # However the folder is named.
+        assert torch.equal(load("cifar10", Path(small_folder.name))[0], first[0])
+    changed = Image.new("RGB", (32, 32), (9, 9, 9))
+    changed.save(small_folder / "train" / "cat" / "0.png")
+    assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [9, 9, 9]
+
+
+def test_cache_goes_elsewhere_where_the_folder_cannot_be_written(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (small_folder / folders.CACHE_NAME).mkdir()  # so no file can take its place
+    first = load("cifar10", small_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "to_pixels", None)
+        assert torch.equal(load("cifar10", small_folder)[0], first[0])
+    assert len(list(Path.home().glob(".cache/cifar10-lightning/*.npz"))) == 1
+
+
+def test_other_sizes_and_modes_are_converted_and_counted(
+    small_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("L", (32, 32), 77).save(small_folder / "train" / "cat" / "0.png")
+    wide = Image.new("RGB", (90, 60), "red")
+    wide.paste("blue", (15, 0, 75, 60))  # the centred square
+    wide.save(small_folder / "train" / "dog" / "1.png")
+    with caplog.at_level(logging.INFO):
+        images = load("cifar10", small_folder)
+    assert (images.train_images[0] == 77).all()
+    assert images.train_images[3, 16, 16].tolist() == [0, 0, 255]
+    assert (images.train_images[3, :, 1:-1, 2] > 250).all()
+    assert "train: 2 of 4 images were converted to 32x32 RGB" in caplog.text
+    assert "test:" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGBA", (32, 32), (200, 100, 50, 0)), (0, 0, 0)),
+        (Image.new("RGBA", (8, 8), (200, 100, 50, 255)), (200, 100, 50)),
+        (Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)), (90, 90, 90)),
+        (Image.new("CMYK", (40, 40), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("1", (32, 32), 1), (255, 255, 255)),
+    ],
+    ids=["transparent", "opaque", "16 bits", "CMYK", "1 bit"],
+)
+def test_modes(image: Image.Image, expected: tuple[int, int, int]) -> None:
+    pixels = to_pixels(image)
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == np.array(expected)).all()
+
+
+def test_exif_orientation_is_followed() -> None:
+    image = Image.new("RGB", (32, 32), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    image.getexif()[0x0112] = 6  # turned by a quarter
+    assert to_pixels(image)[0, 31].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_of_a_moving_picture_the_first_frame_counts(
+    small_folder: Path, name: str
+) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    path = small_folder / "train" / "cat" / name
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    images = load("cifar10", small_folder).train_images
+    assert len(images) == 5
+    position = sorted(["0.png", "1.png", name]).index(name)
+    assert (images[position] == torch.tensor([255, 0, 0])).all()
+
+
+def test_a_cmyk_photo_and_a_16_bit_scan(small_folder: Path) -> None:
+    cats = small_folder / "train" / "cat"
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(cats / "0.jpg", quality=95)
+    Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)).save(cats / "1.png")
+    images = load("cifar10", small_folder).train_images
+    assert (images[0].float() - torch.tensor([255.0, 0, 0])).abs().max() < 4
+    assert (images[2] == 90).all()
+
+
+def test_fifty_megapixels_are_read(small_folder: Path) -> None:
+    path = small_folder / "train" / "cat" / "0.png"
+    Image.new("1", (10_000, 5_000), 1).save(path)
+    assert (load("cifar10", small_folder).train_images[0] == 255).all()
+
+
+def write_png_header(path: Path, width: int, height: int) -> None:
+    def chunk(content: bytes) -> bytes:
+        length, check = len(content) - 4, zlib.crc32(content)
+        return struct.pack(">I", length) + content + struct.pack(">I", check)
+
+    size = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size) + chunk(b"IDAT"))
+
+
+def tear_photo(path: Path) -> None:
+    with Image.open(path) as image:
+        image.save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+IMAGE_FAULTS: dict[str, tuple[Damage, str]] = {
+    "text": (lambda path: path.write_text("x"), "none of BMP, GIF, JPEG, PNG, "),
+    "empty": (lambda path: path.write_bytes(b""), "none of BMP, GIF, JPEG, PNG, "),
+    "PostScript": (
+        lambda path: path.write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+        ),
+        "none of BMP, GIF, JPEG, PNG, ",
+    ),
+    "torn": (
+        lambda path: path.write_bytes(path.read_bytes()[:-500]),
+        "image file is truncated",
+    ),
+    "torn photo": (tear_photo, "image file is truncated"),
+    "100 megapixels": (
+        lambda path: write_png_header(path, 10_000, 10_000),
+        "more than 89478485 pixels",
+    ),
+    "10 gigapixels": (
+        lambda path: write_png_header(path, 100_000, 100_000),
+        "more than 89478485 pixels",
+    ),
+    "floats": (
+        lambda path: Image.new("F", (32, 32), 0.5).save(path, "TIFF"),
+        "floating-point pixels have no agreed white",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", IMAGE_FAULTS)
+@pytest.mark.filterwarnings("default")  # as for a user
+def test_an_image_that_cannot_be_read_is_named(small_folder: Path, fault: str) -> None:
+    damage, reason = IMAGE_FAULTS[fault]
+    path = small_folder / "test" / "dog" / "1.png"
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    damage(path)
+    text = refusal(small_folder)
+    assert text.startswith(f"{path}: not a readable image ({reason}")
+    assert text.endswith("); replace or remove it")
+
+
+def test_an_image_that_must_not_be_read_is_named(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert "0.png: not a readable image (Permission denied);" in refusal(small_folder)
+
+
+def link_in_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("0.png", lambda path: path.symlink_to("gone.png"), "No such file"),
+        ("more", lambda path: path.symlink_to("gone"), "No such file"),
+        ("0.png", link_in_circle, "Too many levels of symbolic links"),
+        ("more", link_in_circle, "Too many levels of symbolic links"),
+        ("0.png", lambda path: path.symlink_to(os.devnull), "not a file"),
+    ],
+)
+def test_what_is_no_file_is_named(
+    small_folder: Path, name: str, make: Damage, reason: str
+) -> None:
+    path = small_folder / "train" / "cat" / name
+    path.unlink(missing_ok=True)
+    make(path)
+    assert f"{path}: cannot be read ({reason}" in refusal(small_folder)
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "train" / "emu").mkdir()
+
+
+def missing_in_test(folder: Path) -> None:
+    shutil.rmtree(folder / "test" / "dog")
+
+
+def missing_in_train(folder: Path) -> None:
+    shutil.copytree(folder / "test" / "dog", folder / "test" / "emu")
+
+
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "train" / "dog")
+
+
+def no_class(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    (folder / "train").mkdir()
+
+
+def missing_split(folder: Path) -> None:
+    (folder / "test").rename(folder / "tset")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (empty_class, "emu: no image (.jpg .jpeg "),
+        (missing_in_test, "class 'dog' is in train/ but not in test/"),
+        (missing_in_train, "class 'emu' is in test/ but not in train/"),
+        (one_class, "only the class 'cat'; give at least two"),
+        (no_class, "train: no class; put a folder per class there"),
+        (missing_split, "test: no such folder"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(
+    small_folder: Path, damage: Damage, named: str
+) -> None:
+    damage(small_folder)
+    assert named in refusal(small_folder)
+
+
+@posix
+def test_a_class_that_is_a_broken_link_is_not_passed_over(small_folder: Path) -> None:
+    for split in ("train", "test"):
+        (small_folder / split / "emu").symlink_to("gone")
+    assert "train/emu: cannot be read (No such file" in refusal(small_folder)
+
+
+@posix
+def test_an_error_is_one_line_whatever_the_names(small_folder: Path) -> None:
+    (small_folder / "train" / "a\nb").mkdir()
+    assert r"train/a\nb: no image" in refusal(small_folder)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_image_folder(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@posix
+def test_links_are_followed_but_not_in_circles(
+    small_folder: Path, tmp_path: Path
+) -> None:
+    train, test = small_folder / "train", small_folder / "test"
+    (train / "cat" / "circle").symlink_to(".")
+    (train / "dog" / "upwards").symlink_to("..")
+    shutil.copytree(test / "cat", tmp_path / "elsewhere" / "more")
+    (test / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(test / "cat")
+    images = load("cifar10", small_folder)
+    assert images.train_labels.tolist() == [0, 0, 1, 1]
+    assert images.test_labels.tolist() == [0, 0, 0, 0, 1, 1]
+    assert images.test_images[:, 0, 0, 1].tolist() == [0, 50, 0, 50, 0, 50]
+
+
+def test_hidden_files_and_folders_named_like_images_are_passed_over(
+    small_folder: Path,
+) -> None:
+    for split in ("train", "test"):
+        (small_folder / split / ".ipynb_checkpoints").mkdir()
+        (small_folder / split / "cat" / "._0.png").write_text("of a Mac")
+        (small_folder / split / "cat" / "notes.txt").write_text("no image")
+        (small_folder / split / "cat" / "x.png").mkdir()
+    images = load("cifar10", small_folder)
+    assert images.classes == ("cat", "dog")
+    assert images.train_labels.tolist() == [0, 0, 1, 1]
+
+
+@posix
+def test_names_may_be_in_any_script_or_none(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = ["a\nb", "\N{CAT FACE} \u6a21\u578b", "Straße"]
+    shown = [r"a\nb", *odd[1:]]
+    if sys.platform == "linux":  # macOS has no names but in UTF-8
+        odd.append(os.fsdecode(b"caf\xe9"))
+        shown.append(r"caf\udce9")
+    for split in ("train", "test"):
+        for name in odd:
+            folder = small_folder / split / name
+            folder.mkdir()
+            Image.new("RGB", (32, 32), "red").save(folder / f"{name}.png")
+    first = load("cifar10", small_folder)
+    assert sorted(first.classes) == sorted(["cat", "dog", *shown])
+    assert sorted(first.train_labels.bincount()) == [1] * len(odd) + [2] * 2
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "to_pixels", None)  # what follows is from the cache
+        assert load("cifar10", small_folder).classes == first.classes
+    (small_folder / "train" / odd[-1] / f"{odd[-1]}.png").write_text("x")
+    assert f"{shown[-1]}.png: not a readable image" in refusal(small_folder)
+
+
+@posix
+def test_a_change_that_keeps_size_and_time_is_seen(small_folder: Path) -> None:
+    path = small_folder / "train" / "cat" / "0.bmp"
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
+    before = path.stat()
+    assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [1, 2, 3]
+    Image.new("RGB", (32, 32), (4, 5, 6)).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [4, 5, 6]
+
+
+class Explosive:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+def resave(cache: Path, **changes: object) -> None:
+    with np.load(cache) as stored:
+        arrays = dict(stored) | changes
+    np.savez(cache, allow_pickle=True, **arrays)
+
+
+def save_array(cache: Path) -> None:
+    with cache.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+CACHE_FAULTS: dict[str, Damage] = {
+    "torn": lambda cache: cache.write_bytes(cache.read_bytes()[:1000]),
+    "empty": lambda cache: cache.write_bytes(b""),
+    "text": lambda cache: cache.write_text("not a cache"),
+    "one array": save_array,
+    "no arrays": lambda cache: np.savez(cache),
+    "hostile": lambda cache: resave(cache, train_images=np.array([Explosive()])),
+    "hostile key": lambda cache: resave(cache, key=np.array([Explosive()])),
+    "fewer": lambda cache: resave(
+        cache, train_images=np.zeros((3, 32, 32, 3), np.uint8)
+    ),
+    "floats": lambda cache: resave(cache, test_images=np.zeros((4, 32, 32, 3))),
+    "many counts": lambda cache: resave(cache, train_converted=np.zeros(2, np.int64)),
+}
+
+
+@pytest.mark.parametrize("fault", CACHE_FAULTS)
+def test_a_bad_cache_is_replaced(
+    small_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    first = load("cifar10", small_folder)
+    CACHE_FAULTS[fault](small_folder / folders.CACHE_NAME)
+    assert torch.equal(load("cifar10", small_folder).train_images, first.train_images)
+    assert f"{folders.CACHE_NAME}: cache not usable" in caplog.text
+    assert not Path("exploded").exists()
+    monkeypatch.setattr(folders, "to_pixels", None)
+    assert torch.equal(load("cifar10", small_folder).test_images, first.test_images)
+
+
+def test_a_user_without_a_home_has_a_cache_in_the_folder_alone(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert len(load("cifar10", small_folder).train_images) == 4
+    assert (small_folder / folders.CACHE_NAME).exists()
