@@ -1,14 +1,20 @@
 """Fixtures of all tests: small images, small runs, no network."""
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from components import download
 from datamodule import CIFAR10DataModule
 from train import train
 
@@ -22,6 +28,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
+    monkeypatch.setattr(download, "MIRRORS", ())
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 
 
@@ -60,6 +67,36 @@ def quick_train(image_folder: Path) -> Callable[..., Metrics]:
         return train(**quick | flags)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork() -> Callable[..., BaseProcess]:
+    """Starts a function in a folder, in a process that has torch's imports behind it.
+
+    What it prints goes to the file `log` in that folder.
+    """
+    if sys.platform == "win32":
+        pytest.skip("needs fork and POSIX signals")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+
+    def start(
+        folder: Path, function: Callable[..., None], *arguments: Any
+    ) -> BaseProcess:
+        process = context.Process(target=_work, args=(folder, function, *arguments))
+        process.start()
+        return process
+
+    return start
+
+
+def _work(folder: Path, function: Callable[..., None], *arguments: Any) -> None:
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    with Path("log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    function(*arguments)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """`CIFAR10DataModule`: which images, which split, which loader."""
 
+import os
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +30,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
         crop_padding: Border for the random crop in pixels; 0 switches it off.
         flip: Mirror images at random.
         cutout: Side of the cutout square in pixels; 0 switches it off.
+        download_url: Where to look for CIFAR-10's archive first.
 
     After `setup`, `train_set`, `val_set` and `test_set` hold images, uint8
-    (N, 32, 32, 3), and labels, int64 (N,); `classes`, `mean`, `std` and `val_size`
-    describe them.
+    (N, 32, 32, 3), and labels, int64 (N,); `classes`, `mean`, `std`, `val_size` and
+    `fingerprint` (a checksum of the whole training set) describe them.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
         crop_padding: int = 4,
         flip: bool = True,
         cutout: int = 8,
+        download_url: str | None = None,
     ) -> None:
         super().__init__()
-        self.source, self.data_dir = data, Path(data_dir)
+        self.source, self.data_dir = data, Path(os.path.expanduser(data_dir))
+        self.download_url = download_url
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size
         self.augmentation = Augmentation(crop_padding, flip, cutout)
@@ -54,7 +59,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Download what is missing."""
         if not hasattr(self, "classes"):
-            sources.fetch(self.source, self.data_dir)
+            sources.fetch(self.source, self.data_dir, self.download_url)
 
     def setup(self, stage: str | None = None) -> None:
         """Load all images and split the training set, once.
@@ -87,6 +92,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         # Of the whole training set, as everyone's constants are: every split and seed
         # then feeds the network the same numbers.
         self.mean, self.std = channel_statistics(images.train_images)
+        checksum = zlib.crc32(images.train_images.numpy().data)
+        checksum = zlib.crc32(images.train_labels.numpy().data, checksum)
+        self.fingerprint = f"{checksum:08x}"
         self.classes = images.classes
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ python train.py --help
 """
 
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,31 +16,30 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from components import cli, environment
-from components.callbacks import (
-    COLUMNS,
-    FiniteLoss,
-    History,
-    RunProgressBar,
-    TensorBoardDetails,
-    TrainingClock,
-)
-from components.checkpoint import (
-    ConfigInCheckpoint,
-    check_same_run,
-    checkpoint_callbacks,
-    read_checkpoint,
-)
+from components.callbacks import COLUMNS, History, TrainingClock
 from components.environment import Hardware, Precision
 from components.errors import DivergedError, InputError
-from components.flags import check_flags, check_limits, check_shares
+from components.flags import (
+    check_eval_shares,
+    check_flags,
+    check_limits,
+    check_shares,
+    check_sync,
+)
 from components.lr_finder import Finder, RangeTest, range_test
+from components.resume import (
+    Checkpoint,
+    check_same_run,
+    read_checkpoint,
+    read_newest,
+)
 from components.run_folder import RunFolder
 from components.sources import Source
+from components.stop import SIGNALS, StoppedError, stop_at_once
 from components.summary import show_end, show_start, write_end, write_start
+from components.trainer import build_trainer
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -66,6 +66,7 @@ def train(
     seed: int = 0,
     data: Source = "cifar10",
     data_dir: str = "data",
+    download_url: str | None = None,
     val_size: int | Literal["auto"] = "auto",
     crop_padding: int = 4,
     flip: bool = True,
@@ -74,12 +75,14 @@ def train(
     name: str | None = None,
     overwrite: bool = False,
     ckpt_path: str | None = None,
+    ckpt_every_n_steps: int = 0,
     fast_dev_run: bool | int = False,
     limit_train_batches: int | float = 1.0,
     limit_val_batches: int | float = 1.0,
     limit_test_batches: int | float = 1.0,
     deterministic: bool = False,
     compile: bool = False,
+    sync_batchnorm: bool = False,
 ) -> dict[str, Any]:
     """Train the custom ResNet on CIFAR-10 and leave a run folder.
 
@@ -100,6 +103,7 @@ def train(
         seed: Seed of weights, split, order and augmentation.
         data: Images: CIFAR-10 (or a folder of images), or drawn shapes.
         data_dir: Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/.
+        download_url: Where to look for CIFAR-10's archive before the known mirrors.
         val_size: Training images held out; auto is 5000, or a tenth of a small set.
         crop_padding: Border for the random crop in pixels; 0 for no crop.
         flip: Mirror training images at random.
@@ -108,12 +112,14 @@ def train(
         name: Name of this run's folder; null for time and seed.
         overwrite: Replace the run that is in the folder.
         ckpt_path: Checkpoint to go on from, or last for the run's newest.
+        ckpt_every_n_steps: Save a checkpoint also every so many steps; 0 for not.
         fast_dev_run: Try everything on one batch, or so many, and write nothing.
         limit_train_batches: Batches an epoch: a number, or a share such as 0.1.
         limit_val_batches: Validation batches, likewise; 0 for none.
         limit_test_batches: Test batches, likewise.
         deterministic: Use only algorithms that repeat bit for bit; slower on a GPU.
         compile: Compile the network with torch.compile; pays in long runs.
+        sync_batchnorm: Share batch statistics among the GPUs; slower.
 
     Returns:
         What metrics.json holds: `train/loss`, `train/acc`, `val/...`, `test/...`
@@ -122,6 +128,7 @@ def train(
     Raises:
         InputError: A value or file that the user can put right.
         DivergedError: The loss became infinite or not a number.
+        StoppedError: A signal ended the training, which is saved.
     """
     config = dict(locals())
     started = time.perf_counter()
@@ -130,12 +137,20 @@ def train(
         accelerator, devices, num_nodes, strategy, precision
     )
     check_shares(batch_size, hardware.world_size)
+    check_sync(sync_batchnorm, hardware.device.type)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
-    checkpoint = find_checkpoint(run, config)
-    saved = None if checkpoint is None else read_checkpoint(checkpoint)
+    checkpoint, saved = find_checkpoint(run, config)
     images = CIFAR10DataModule(
-        data, data_dir, batch_size, val_size, seed, crop_padding, flip, cutout
+        data,
+        data_dir,
+        batch_size,
+        val_size,
+        seed,
+        crop_padding,
+        flip,
+        cutout,
+        download_url,
     )
     images.prepare_data()
     images.setup()
@@ -144,21 +159,27 @@ def train(
         "val_size": images.val_size,
     }
     check_limits(config, images.batches())
+    evaluated = {"validation": images.val_size, "test": len(images.test_set[1])}
+    check_eval_shares(evaluated, hardware.world_size)
     if saved is not None:
-        check_same_run(saved, config, images)
+        check_same_run(saved, config, images, hardware.world_size)
     if not fast_dev_run:
         run.create(overwrite=overwrite)
 
     config["lr"], test = settle_lr(config, images, hardware, saved)
     module = build_module(config, images)
     history, clock = History(None if fast_dev_run else run.metrics_csv), TrainingClock()
-    trainer = build_trainer(config, hardware, run, history, clock)
+    trainer = build_trainer(config, hardware, run, images, history, clock, saved)
     show_start(layer_table(module.net), str(images), config)
     if not fast_dev_run:
         write_start(run, trainer, config, test)
     circumstances = environment.circumstances(hardware)  # now: files may change
-    trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
-    tested = trainer.test(module, datamodule=images, verbose=False)[0]
+    try:
+        trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
+        tested = trainer.test(module, datamodule=images, verbose=False)[0]
+    except StoppedError as stop:
+        stop.checkpoints = run.newest_checkpoints()
+        raise
 
     metrics: dict[str, Any] = {name: history.rows[-1].get(name) for name in COLUMNS}
     metrics |= {
@@ -178,29 +199,32 @@ def train(
     return metrics
 
 
-def find_checkpoint(run: RunFolder, config: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, if that is what the user wants.
+def find_checkpoint(
+    run: RunFolder, config: dict[str, Any]
+) -> tuple[Path, Checkpoint] | tuple[None, None]:
+    """The checkpoint to go on from and what is in it, if the user wants one.
 
     Raises:
-        InputError: A new run would mix with the one in the folder.
+        InputError: It cannot be used, or a new run would mix with the folder's.
     """
     if config["ckpt_path"] is None:
         if not config["overwrite"] and not config["fast_dev_run"]:
             run.check_free()
-        return None
+        return None, None
     if config["ckpt_path"] != "last":
-        return Path(config["ckpt_path"])
-    newest = run.newest_checkpoint()
+        path = Path(config["ckpt_path"])
+        return path, read_checkpoint(path)
+    newest = read_newest(run.newest_checkpoints())
     if newest is None:
         log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
-    return newest
+    return newest or (None, None)
 
 
 def settle_lr(
     config: dict[str, Any],
     images: CIFAR10DataModule,
     hardware: Hardware,
-    saved: dict[str, Any] | None,
+    saved: Checkpoint | None,
 ) -> tuple[float, RangeTest | None]:
     """The maximum LR: the checkpoint's, the user's, or the pick of a range test."""
     if saved is not None:
@@ -232,52 +256,19 @@ def build_module(config: dict[str, Any], images: CIFAR10DataModule) -> LitCustom
     return module
 
 
-def build_trainer(
-    config: dict[str, Any],
-    hardware: Hardware,
-    run: RunFolder,
-    history: History,
-    clock: TrainingClock,
-) -> pl.Trainer:
-    """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
-    finite_loss = FiniteLoss(history, run.checkpoints / "last.ckpt")
-    callbacks = [RunProgressBar(), finite_loss, clock, history]
-    logger: TensorBoardLogger | None = None
-    if not config["fast_dev_run"]:
-        logger = TensorBoardLogger(run.path, "", "", default_hp_metric=False)
-        logger.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
-        callbacks += [TensorBoardDetails(logger, history), ConfigInCheckpoint(config)]
-        has_val = config["val_size"] and config["limit_val_batches"]
-        callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
-    return pl.Trainer(
-        **hardware.arguments,
-        max_epochs=config["max_epochs"],
-        logger=logger or False,
-        callbacks=callbacks,
-        default_root_dir=config["output_dir"],
-        fast_dev_run=int(config["fast_dev_run"]),
-        limit_train_batches=config["limit_train_batches"],
-        limit_val_batches=config["limit_val_batches"],
-        limit_test_batches=config["limit_test_batches"],
-        num_sanity_val_steps=0,
-        log_every_n_steps=0,  # everything is logged once an epoch
-        enable_progress_bar=False,  # ours is among the callbacks
-        enable_model_summary=False,  # `show_start` shows the layers
-        deterministic=config["deterministic"],
-    )
-
-
 def main() -> None:
-    """The command line; bad input and divergence are one line on stderr."""
+    """The command line; whatever ends a run early is one line on stderr."""
     cli.set_up_messages()
+    for signum in SIGNALS:
+        signal.signal(signum, stop_at_once)
     try:
         train(**cli.parse(train, sys.argv[1:]))
     except InputError as error:
         cli.fail("train.py", str(error))
     except DivergedError as error:
         cli.fail("train.py", str(error), code=3)
-    except SIGTERMException:  # Lightning would end with exit code 0
-        sys.exit(143)
+    except StoppedError as stop:
+        cli.stopped("train.py", stop)
 
 
 if __name__ == "__main__":

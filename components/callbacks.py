@@ -1,11 +1,11 @@
 """What happens beside the training: history, clock, progress bar, TensorBoard."""
 
-import copy
 import csv
-import os
+import functools
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard._pytorch_graph import graph
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from components.augmentation import IMAGE_SIZE
 from components.errors import DivergedError
 from components.figures import Row, confusion_figure
+from components.files import replacing
+from custom_resnet import CustomResNet
 
 COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc")
 GRID_IMAGES = 64  # augmented training images in TensorBoard
@@ -42,12 +45,12 @@ class History(Checkpoint):
         self.lrs: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
+        """The rows so far, and what will go into the next."""
+        return {"rows": self.rows, "lrs": self.lrs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the rows of a checkpoint."""
-        self.rows = list(state_dict["rows"])
+        self.rows, self.lrs = list(state_dict["rows"]), list(state_dict["lrs"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Keep the learning rate that this step uses."""
@@ -69,12 +72,10 @@ class History(Checkpoint):
                 self._write(self.path)
 
     def _write(self, path: Path) -> None:
-        fresh = path.with_name(path.name + ".tmp")
-        with fresh.open("w", newline="") as file:
+        with replacing(path, "w") as file:
             writer = csv.DictWriter(file, ("epoch", "step", "lr", *COLUMNS))
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(fresh, path)
 
 
 class TrainingClock(Callback):
@@ -84,6 +85,11 @@ class TrainingClock(Callback):
         self.seconds = 0.0
         self.images = 0
         self.started = 0.0
+        self.step = 0  # of which the images are counted
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Start, perhaps within an epoch."""
+        self.started, self.step = _now(trainer), trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start."""
@@ -101,7 +107,8 @@ class TrainingClock(Callback):
         """Stop, and count the epoch's images in all processes."""
         self.seconds += _now(trainer) - self.started
         loader: Any = trainer.train_dataloader
-        self.images += int(trainer.num_training_batches) * loader.batch_size
+        self.images += (trainer.global_step - self.step) * loader.batch_size
+        self.step = trainer.global_step
 
     def images_per_second(self) -> float | None:
         """Pace of the training; None if no epoch was trained."""
@@ -109,15 +116,18 @@ class TrainingClock(Callback):
 
 
 class FiniteLoss(Callback):
-    """Ends a run whose loss is infinite or not a number.
+    """Ends a run whose loss or weights are infinite or not a number.
 
     The first such step is noted on the device and read once an epoch, so no step waits
     for it, and before a checkpoint is written: plain callbacks come first.
+    `StepCheckpoint` asks before it writes one within an epoch.
     """
 
-    def __init__(self, history: History, last_checkpoint: Path) -> None:
+    def __init__(
+        self, history: History, newest_checkpoints: Callable[[], list[Path]]
+    ) -> None:
         self.history = history
-        self.last_checkpoint = last_checkpoint
+        self.newest_checkpoints = newest_checkpoints
 
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -134,18 +144,27 @@ class FiniteLoss(Callback):
         self.bad_step = torch.where(is_first, trainer.global_step - 1, self.bad_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Look at the whole epoch."""
+        self.check(trainer)
+
+    def check(self, trainer: pl.Trainer) -> None:
         """End the run, in every process alike.
 
         Raises:
-            DivergedError: A loss of this epoch was not finite.
+            DivergedError: A loss so far was not finite, or a weight is not.
         """
         bad_step = int(trainer.strategy.reduce(self.bad_step, reduce_op="max"))
+        weights = trainer.lightning_module.parameters()
+        are_finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
+        # A step can spoil the weights and still have had a loss.
+        if bad_step < 0 and not are_finite:
+            bad_step = trainer.global_step - 1
         if bad_step >= 0:
             lr = self.history.lrs[bad_step - trainer.global_step]
-            good = self.last_checkpoint if self.last_checkpoint.exists() else "none"
+            good = (*self.newest_checkpoints(), "none")[0]
             raise DivergedError(
-                f"the loss was not finite at step {bad_step}, where the LR was "
-                f"{lr:.3g}; last good checkpoint: {good}; try a lower --lr, or "
+                f"the loss or a weight was not finite at step {bad_step}, where the LR "
+                f"was {lr:.3g}; last good checkpoint: {good}; try a lower --lr, or "
                 "--precision 32-true"
             )
 
@@ -178,8 +197,12 @@ class RunProgressBar(Callback):
         if self.bar is not None:
             self.bar.update()
 
+    def on_exception(self, *_: Any) -> None:
+        """Close the bar, so that a message begins on a line of its own."""
+        self.teardown()
+
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Close the bar, also after an error."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -201,14 +224,8 @@ class TensorBoardDetails(Callback):
         images, _ = next(iter(trainer.train_dataloader or ()))
         grid = make_grid(images[:GRID_IMAGES].cpu(), nrow=8)
         self.writer.add_image("images/augmented", grid, trainer.global_step)
-        net: Any = copy.deepcopy(pl_module.net)
-        with warnings.catch_warnings():
-            # add_graph traces, torch.jit.trace is deprecated:
-            # https://github.com/pytorch/pytorch/issues/49823
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.writer.add_graph(
-                net.cpu().float().eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-            )
+        classes, width = pl_module.hparams["classes"], pl_module.hparams["base_width"]
+        self.writer.file_writer.add_graph(_traced(len(classes), width))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write the LRs of the epoch at once: writing at each step costs time."""
@@ -216,6 +233,7 @@ class TensorBoardDetails(Callback):
             lrs = self.history.lrs
             for step, lr in enumerate(lrs, trainer.global_step - len(lrs)):
                 self.writer.add_scalar("lr", lr, step)
+            self.writer.flush()  # before the checkpoint that says it is written
 
     def on_test_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -226,6 +244,16 @@ class TensorBoardDetails(Callback):
         if trainer.is_global_zero:
             figure = confusion_figure(counts, pl_module.hparams["classes"])
             self.writer.add_figure("test/confusion", figure, trainer.global_step)
+
+
+@functools.cache  # torch never frees what it has traced, some 5 MB each time
+def _traced(num_classes: int, base_width: int) -> Any:
+    """The network's graph for TensorBoard."""
+    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        # torch.jit.trace is deprecated: https://github.com/pytorch/pytorch/issues/49823
+        warnings.simplefilter("ignore", DeprecationWarning)
+        net = CustomResNet(num_classes, base_width).eval()
+        return graph(net, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
 
 
 def _now(trainer: pl.Trainer) -> float:

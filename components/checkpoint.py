@@ -1,39 +1,50 @@
-"""Checkpoints: which are kept, what is in them, and the checks before one is used."""
+"""Checkpoints: which are kept, what is in them, and how they are written."""
 
+import io
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torchmetrics import Metric
 
+from components.callbacks import FiniteLoss
 from components.errors import InputError
+from components.files import replacing, sealed
+from components.stop import StoppedError, StopSignal
 
-# What must be the same when a run goes on; other flags may change.
-IDENTITY = (
-    "data",
-    "batch_size",
-    "max_epochs",
-    "val_size",
-    "seed",
-    "limit_train_batches",
-    "weight_decay",
-    "label_smoothing",
-    "base_width",
-    "crop_padding",
-    "flip",
-    "cutout",
-)
-
-Checkpoint = dict[str, Any]
+EPOCH_METRICS = ("train_loss", "train_acc")  # those that an epoch adds up
 
 
-class Images(Protocol):
-    """What a data module says of its images."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and to the disk before it says so.
 
-    classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    Lightning's own goes through the system's temporary folder, syncs nothing, and takes
+    a refused permission for success:
+    https://github.com/Lightning-AI/pytorch-lightning/issues/21253.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Replace the file at `path`.
+
+        Raises:
+            InputError: It cannot be written; what was there before still is.
+        """
+        content = io.BytesIO()  # torch hides what goes wrong with a file
+        torch.save(checkpoint, content)
+        try:
+            with replacing(Path(path)) as file:
+                file.write(sealed(content.getvalue()))
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror or error}); the "
+                "checkpoint before it is whole: put that right, then go on with "
+                "--ckpt_path last"
+            ) from None
 
 
 def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
@@ -60,65 +71,106 @@ def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
     ]
 
 
-class ConfigInCheckpoint(Callback):
-    """Stores the run's configuration in every checkpoint, for a resume to compare."""
+class StepCheckpoint(Checkpoint):
+    """Saves `step.ckpt` within an epoch, every so often and when a signal asks to stop.
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    It also makes a run go on exactly there: with the next batch, and with what the
+    epoch's metrics had added up. At the end of an epoch `last.ckpt` is saved instead,
+    and `step.ckpt` goes. Put it last.
+
+    Args:
+        path: The file, or None to save nothing and only stop.
+        every_n_steps: How often; 0 for at a signal only.
+        stop: Who notes the signals.
+        finite_loss: Who knows whether the weights are worth saving.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        every_n_steps: int,
+        stop: StopSignal,
+        finite_loss: FiniteLoss,
+    ) -> None:
+        self.path, self.every_n_steps = path, every_n_steps
+        self.stop, self.finite_loss = stop, finite_loss
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Go on with the batch after the last one."""
+        loader: Any = trainer.train_dataloader
+        epoch, batch = divmod(trainer.global_step, int(trainer.num_training_batches))
+        loader.resume_at(epoch, batch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save, if it is time to; stop, if a signal came.
+
+        Raises:
+            DivergedError: A loss was not finite, so nothing is saved.
+            StoppedError: A signal came.
+        """
+        if not _steps_in_epoch(trainer):
+            return  # the epoch is over: `last.ckpt` is next
+        signum = self.stop.agreed(trainer)
+        is_due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if self.path is not None and (signum or is_due):
+            self.finite_loss.check(trainer)
+            trainer.save_checkpoint(self.path)
+        if signum:
+            raise StoppedError(signum)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Drop what `last.ckpt` has overtaken; stop, if a signal came.
+
+        Raises:
+            StoppedError: A signal came.
+        """
+        if self.path is not None and trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
+        signum = self.stop.agreed(trainer)
+        if signum:
+            raise StoppedError(signum)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
     ) -> None:
-        """Add the configuration."""
+        """Within an epoch, add the sums of its metrics, of every process."""
+        if _steps_in_epoch(trainer):
+            checkpoint["epoch_metrics"] = {
+                metric: pl_module.all_gather(_metric(pl_module, metric).metric_state)
+                for metric in EPOCH_METRICS
+            }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
+    ) -> None:
+        """Give every process its sums back."""
+        for metric, sums in checkpoint.get("epoch_metrics", {}).items():
+            for name, value in sums.items():
+                own = value.view(trainer.world_size, -1)[trainer.global_rank]
+                state = getattr(_metric(pl_module, metric), name)
+                state.copy_(own.view_as(state))
+
+
+class ConfigInCheckpoint(Callback):
+    """Stores what a run is in every checkpoint, for a resume to compare."""
+
+    def __init__(self, config: dict[str, Any], fingerprint: str) -> None:
+        self.config, self.fingerprint = config, fingerprint
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
+    ) -> None:
+        """Add configuration, number of processes and fingerprint of the images."""
         checkpoint["config"] = self.config
+        checkpoint["world_size"] = trainer.world_size
+        checkpoint["images"] = self.fingerprint
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of this project; nothing in it is ever run.
-
-    Raises:
-        InputError: It is not there, torn, or of something else.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"--ckpt_path {path}: no such file; give a checkpoint or 'last'"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for torn and foreign files
-        reason = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
-        raise InputError(
-            f"--ckpt_path {path}: not a readable checkpoint ({reason}); give another"
-        ) from None
-    needed = ("config", "hyper_parameters", "state_dict", "optimizer_states")
-    if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
-        raise InputError(
-            f"--ckpt_path {path}: not a checkpoint of this project; give one that "
-            "train.py has written"
-        )
-    return checkpoint
+def _metric(module: Any, name: str) -> Metric:
+    metric: Metric = getattr(module, name)
+    return metric
 
 
-def check_same_run(
-    checkpoint: Checkpoint, config: dict[str, Any], images: Images
-) -> None:
-    """Refuse to go on with other settings or images than the checkpoint's.
-
-    Raises:
-        InputError: Something that shapes the run is not what it was.
-    """
-    known = checkpoint["hyper_parameters"]
-    for name in ("classes", "mean", "std"):
-        before, now = list(known.get(name, ())), list(getattr(images, name))
-        if before != now:
-            raise InputError(
-                f"--data_dir {config['data_dir']}: the {name} of the images are {now}, "
-                f"the checkpoint's {before}; give the images that it was trained with"
-            )
-    for flag in IDENTITY:
-        before, now = checkpoint["config"].get(flag), config[flag]
-        if before != now:
-            raise InputError(
-                f"--{flag} is {now}, but the checkpoint was trained with {before}; a "
-                "run can only go on as it began: give the old value, or start anew"
-            )
+def _steps_in_epoch(trainer: pl.Trainer) -> int:
+    """Steps since the last whole epoch."""
+    return int(trainer.global_step % trainer.num_training_batches)

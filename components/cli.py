@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+import shlex
 import sys
 import typing
 import warnings
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from pytorch_lightning.utilities import rank_zero_only
+
+from components.stop import StoppedError
 
 EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -63,8 +67,15 @@ def parse(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
         f"{flag}=true" if flag in switches and follower.startswith("-") else flag
         for flag, follower in itertools.pairwise([*arguments, "-"])
     ]
-    values: dict[str, Any] = parser.parse_args(spelled_out).as_dict()
+    try:
+        values: dict[str, Any] = parser.parse_args(spelled_out).as_dict()
+    except (OSError, RecursionError, ValueError) as error:  # of odd configuration files
+        parser.error(f"--config is not a readable YAML file ({error})")
     del values["config"]
+    for name, kind in parser.types.items():
+        # A null in a configuration file passes for any type.
+        if values.get(name, "") is None and type(None) not in typing.get_args(kind):
+            parser.error(f"--{name} must be {_describe(kind)}, got null")
     return values
 
 
@@ -83,6 +94,31 @@ def fail(program: str, message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for bad input."""
     print(f"{program}: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def stopped(program: str, stop: StoppedError) -> NoReturn:
+    """End after a signal, with how to go on."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        sys.exit(0)  # or Lightning's launcher would kill the first process for it
+    way_on = "nothing is saved yet"
+    if stop.checkpoints:
+        newest = stop.checkpoints[0]
+        command = resume_command(sys.argv, name=newest.parent.parent.name)
+        way_on = f"{newest} is saved; go on with: {command}"
+    print(f"{program}: stopped by {stop.name}; {way_on}", file=sys.stderr)
+    sys.exit(stop.code)
+
+
+def resume_command(argv: list[str], name: str) -> str:
+    """The command that goes on with the run of a command line."""
+    kept, is_kept = [], True
+    for argument in argv:
+        if argument.startswith("--"):
+            flag = argument.split("=")[0]
+            is_kept = flag not in ("--overwrite", "--ckpt_path", "--name")
+        if is_kept:
+            kept.append(argument)
+    return shlex.join(["python", *kept, "--name", name, "--ckpt_path", "last"])
 
 
 def _allows_true(kind: Any) -> bool:

@@ -60,8 +60,9 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     axes.imshow(share.cpu().numpy(), cmap="Blues", vmin=0, vmax=100)
     ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    # A class may be named $like_this, which is no formula.
+    axes.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, classes, parse_math=False)
     numbered = len(classes) <= 25  # more would not be legible
     for true, row in enumerate(share.tolist() if numbered else ()):
         for predicted, value in enumerate(row):

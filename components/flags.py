@@ -40,7 +40,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a finite number, at least 0",
     ),
     "label_smoothing": (lambda value: 0 <= value < 1, "from 0 to below 1"),
-    "base_width": _whole(1),
+    "base_width": _whole(1, 512),  # 512 makes 420 million parameters
     "seed": _whole(0, 2**32 - 1),
     "val_size": (
         lambda value: value == "auto" or value >= 0,
@@ -48,6 +48,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "crop_padding": _whole(0, IMAGE_SIZE),
     "cutout": _whole(0, IMAGE_SIZE),
+    "ckpt_every_n_steps": _whole(0),
     "fast_dev_run": (lambda value: value >= 0, "true, false or a number of batches"),
     "limit_train_batches": (_some_batches, BATCHES),
     "limit_val_batches": (
@@ -69,6 +70,37 @@ def check_shares(batch_size: int, world_size: int) -> None:
             f"--batch_size {batch_size} cannot be shared by {world_size} processes; "
             "give a multiple of their number"
         )
+
+
+def check_sync(sync_batchnorm: bool, device_type: str) -> None:
+    """Check that batch statistics can be shared.
+
+    Raises:
+        InputError: They cannot: PyTorch shares them on NVIDIA GPUs only.
+    """
+    if sync_batchnorm and device_type != "cuda":
+        raise InputError(
+            f"--sync_batchnorm needs NVIDIA GPUs, the device is a {device_type}; leave "
+            "it out"
+        )
+
+
+def check_eval_shares(images: dict[str, int], world_size: int) -> None:
+    """Check that every process has an image to evaluate.
+
+    Args:
+        images: How many there are of each split; 0 for a split that is left out.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: There are more processes than images.
+    """
+    for split, count in images.items():
+        if 0 < count < world_size:
+            raise InputError(
+                f"--devices: {count} {split} images cannot be shared by {world_size} "
+                "processes; give fewer processes or more images"
+            )
 
 
 def check_limits(flags: dict[str, Any], batches: dict[str, int]) -> None:

@@ -48,6 +48,7 @@ class TrainLoader:
         self.batch_size, self.share = batch_size, batch_size // world_size
         self.augmentation, self.seed = augmentation, seed
         self.rank, self.epoch = rank, 0
+        self.resumed = (0, 0)
 
     @property
     def sampler(self) -> "TrainLoader":
@@ -58,15 +59,20 @@ class TrainLoader:
         """Choose the epoch that the next iteration yields."""
         self.epoch = epoch
 
+    def resume_at(self, epoch: int, batch: int) -> None:
+        """Begin one epoch in its middle, where an interrupted run goes on."""
+        self.resumed = (epoch, batch)
+
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches in a whole epoch."""
         return len(self.labels) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this process's share of every global batch of the epoch."""
         count, device = len(self.labels), self.labels.device
         draws = draw_epoch(count, self.augmentation, self.seed, self.epoch).to(device)
-        for step in range(len(self)):
+        epoch, batch = self.resumed
+        for step in range(batch if self.epoch == epoch else 0, len(self)):
             start = step * self.batch_size + self.rank * self.share
             share = draws.span(start, start + self.share)
             images = augment(self.images, share, self.augmentation.cutout, self.fill)
@@ -77,7 +83,7 @@ class EvalLoader:
     """All images once, in order, never augmented.
 
     The batches are of (almost) equal size, so with several processes none runs dry
-    early and none is counted twice.
+    early and none is counted twice. There must be an image for every process.
     """
 
     def __init__(
@@ -97,7 +103,8 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Batches in the whole set."""
-        return -(-len(self.labels) // self.batch_size)
+        count = len(self.labels)
+        return min(-(-count // self.batch_size), count // self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this process's share of every global batch."""

@@ -55,6 +55,13 @@ def test_confusion_is_in_percent_of_the_true_class() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
 
 
+def test_a_class_that_looks_like_a_formula_is_none() -> None:
+    names = [r"$\frac$", "$100"]
+    figure = confusion_figure(torch.eye(2, dtype=torch.long), names)
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+
+
 def test_confusion_of_many_classes_stays_a_picture() -> None:
     figure = confusion_figure(torch.zeros(100, 100, dtype=torch.long), ["x"] * 100)
     assert max(figure.get_size_inches()) <= 16

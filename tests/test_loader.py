@@ -94,3 +94,31 @@ def test_stopping_early_leaves_no_trace() -> None:
     loader = train_loader()
     list(islice(loader, 2))
     assert torch.equal(next(iter(loader))[1], next(iter(train_loader()))[1])
+
+
+def test_a_resumed_epoch_begins_in_its_middle() -> None:
+    whole, resumed = train_loader(), train_loader()
+    resumed.resume_at(epoch=1, batch=2)
+    for epoch, first in ((0, 0), (1, 2), (2, 0)):
+        whole.set_epoch(epoch)
+        resumed.set_epoch(epoch)
+        for ours, theirs in zip(resumed, list(whole)[first:], strict=True):
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[1], theirs[1])
+
+
+def test_a_batch_smaller_than_the_processes_is_joined_to_another() -> None:
+    shares = [
+        list(
+            EvalLoader(
+                IMAGES[:3],
+                LABELS[:3],
+                batch_size=2,
+                device=CPU,
+                rank=rank,
+                world_size=2,
+            )
+        )
+        for rank in range(2)
+    ]
+    assert [[len(labels) for _, labels in share] for share in shares] == [[2], [1]]

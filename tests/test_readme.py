@@ -45,3 +45,13 @@ def test_every_file_of_the_table_exists_and_no_module_is_left_out() -> None:
 def test_every_link_into_the_repository_leads_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (PROJECT / target).exists(), target
+
+
+def test_every_test_of_the_reliability_page_exists() -> None:
+    page = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 40
+    files = (PROJECT / "tests").glob("test_*.py")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    for name in named:
+        assert f"def {name}(" in code, name

@@ -1,6 +1,5 @@
 """`train` from end to end: what it leaves behind, and how it goes on."""
 
-import csv
 import json
 import math
 import shutil
@@ -14,32 +13,13 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from components import cli
-from components.callbacks import RunProgressBar
 from components.errors import DivergedError, InputError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
+from run_files import LAST, STEP, assert_same, rows, weights
 from train import train
 
 Train = Callable[..., dict[str, Any]]
-LAST = Path("runs/run/checkpoints/last.ckpt")
-
-
-def weights(path: Path = LAST) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return state
-
-
-def assert_same_weights(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
-) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
-
-
-def rows(run: str = "run") -> list[dict[str, str]]:
-    with Path(f"runs/{run}/metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_run_folder_is_complete(quick_train: Train) -> None:
@@ -97,7 +77,7 @@ def test_checkpoint_gives_the_reported_accuracy(
 def test_picked_lr_and_typed_lr_train_bit_for_bit_alike(quick_train: Train) -> None:
     picked = quick_train(lr="auto", lr_steps=40)["max_lr"]
     quick_train(lr=picked, name="typed")
-    assert_same_weights(weights(), weights(Path("runs/typed/checkpoints/last.ckpt")))
+    assert_same(weights(), weights(Path("runs/typed/checkpoints/last.ckpt")))
     assert rows() == rows("typed")
 
 
@@ -117,18 +97,6 @@ def test_last_is_the_last_epoch_and_best_the_best(quick_train: Train) -> None:
     assert best["epoch"] == accuracies.index(max(accuracies))
 
 
-class KilledError(Exception):
-    """Stands for whatever ends a process."""
-
-
-def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(self: RunProgressBar, trainer: Any, *_: Any) -> None:
-        if trainer.current_epoch == epoch:
-            raise KilledError
-
-    monkeypatch.setattr(RunProgressBar, "on_train_batch_end", die)
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,93 +110,49 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     with pytest.raises(DivergedError) as caught:
         quick_train(max_epochs=3)
     lr = 0.01 - (4 - 0.875) / (8 - 0.875) * 0.01  # 3 epochs of 3 steps, peak at 0.875
-    assert f"not finite at step 4, where the LR was {lr:.3g}" in str(caught.value)
+    assert (
+        f"the loss or a weight was not finite at step 4, where the LR was {lr:.3g}"
+        in str(caught.value)
+    )
     assert f"last good checkpoint: {LAST}" in str(caught.value)
     assert torch.load(LAST, weights_only=True)["global_step"] == 3
     assert all(value.isfinite().all() for value in weights().values())
     assert len(rows()) == 1
 
 
-def test_resumed_run_ends_like_an_unbroken_one(
+def test_weights_that_are_not_finite_end_the_run_before_they_are_saved(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unbroken = quick_train(max_epochs=3, name="unbroken", lr="auto", lr_steps=40)
-    with monkeypatch.context() as patch:
-        kill_in_epoch(2, patch)
-        with pytest.raises(KilledError):
-            quick_train(max_epochs=3, lr="auto", lr_steps=40)
-    assert len(rows()) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr("train.range_test", None)  # a resumed run must not call it
-        resumed = quick_train(max_epochs=3, lr="auto", ckpt_path="last")
-    assert_same_weights(weights(), weights(Path("runs/unbroken/checkpoints/last.ckpt")))
-    assert rows() == rows("unbroken")
-    for key in ("max_lr", "train/acc", "val/acc", "test/loss", "test/acc", "epochs"):
-        assert resumed[key] == unbroken[key]
+    plain_step = torch.optim.Adam.step
+
+    def step(optimizer: torch.optim.Adam, closure: Any) -> Any:
+        loss = plain_step(optimizer, closure)
+        steps.append(loss)
+        if len(steps) == 6:  # the last one: no loss will tell
+            optimizer.param_groups[0]["params"][0].data.fill_(math.inf)
+        return loss
+
+    steps: list[Any] = []
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(DivergedError, match="a weight was not finite at step 5"):
+        quick_train()
+    assert torch.load(LAST, weights_only=True)["global_step"] == 3
+    assert not Path("runs/run/metrics.json").exists()
 
 
-def test_resuming_without_a_name_takes_the_newest_run(quick_train: Train) -> None:
-    quick_train(name="old")
-    quick_train(name="new")
-    before = LAST.with_name("x")
-    metrics = quick_train(name=None, ckpt_path="last")  # finished: trains no more
-    assert metrics["images_per_second"] is None
-    assert not before.exists()
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["new", "old"]
-
-
-def test_going_on_in_another_folder_leaves_the_first_as_it_was(
+def test_a_loss_that_is_not_finite_is_not_saved_within_an_epoch(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        kill_in_epoch(1, patch)
-        with pytest.raises(KilledError):
-            quick_train()
-    before = {path: path.read_bytes() for path in LAST.parent.iterdir()}
-    quick_train(ckpt_path=str(LAST), name="elsewhere")
-    assert {path: path.read_bytes() for path in LAST.parent.iterdir()} == before
-    assert [row["epoch"] for row in rows("elsewhere")] == ["0", "1"]
-    quick_train(name="unbroken")
-    assert rows("elsewhere") == rows("unbroken")
+    plain_step = LitCustomResNet.training_step
 
+    def step(module: LitCustomResNet, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = plain_step(module, batch, batch_idx)
+        return loss * math.inf if module.global_step == 4 else loss
 
-def test_last_without_a_checkpoint_starts_afresh_and_says_so(
-    quick_train: Train, caplog: pytest.LogCaptureFixture
-) -> None:
-    quick_train(ckpt_path="last", max_epochs=1)
-    assert "no checkpoint to go on from: starting afresh" in caplog.text
-    assert len(rows()) == 1
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "before"),
-    [
-        ("batch_size", 16, 32),
-        ("max_epochs", 5, 2),
-        ("seed", 1, 0),
-        ("val_size", 0, 12),
-        ("base_width", 8, 4),
-    ],
-)
-def test_a_run_cannot_go_on_with_other_settings(
-    quick_train: Train, flag: str, value: Any, before: Any
-) -> None:
-    quick_train()
-    message = f"--{flag} is {value}, but the checkpoint was trained with {before}"
-    with pytest.raises(InputError, match=message):
-        quick_train(**{flag: value, "ckpt_path": "last"})
-
-
-def test_a_run_cannot_go_on_with_other_images(
-    quick_train: Train, image_folder: Path, tmp_path: Path
-) -> None:
-    quick_train()
-    other = tmp_path / "other"
-    shutil.copytree(image_folder, other)
-    for split in ("train", "test"):
-        (other / split / "red").rename(other / split / "rose")
-    with pytest.raises(InputError, match=r"the classes of the images are .*'rose'"):
-        quick_train(data_dir=str(other), ckpt_path="last")
+    monkeypatch.setattr(LitCustomResNet, "training_step", step)
+    with pytest.raises(DivergedError, match=f"at step 4, .* good checkpoint: {STEP};"):
+        quick_train(batch_size=16, ckpt_every_n_steps=2)
+    assert torch.load(STEP, weights_only=True)["global_step"] == 4
 
 
 def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
@@ -236,7 +160,7 @@ def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
     before = weights()
     with pytest.raises(InputError, match="already holds a run"):
         quick_train(max_epochs=1, seed=1)
-    assert_same_weights(weights(), before)
+    assert_same(weights(), before)
     (LAST.parent / "mine.txt").touch()
     quick_train(max_epochs=1, seed=1, overwrite=True)
     assert (LAST.parent / "mine.txt").exists()

@@ -1,0 +1,132 @@
+"""Going on with a run: which checkpoint, whether it is whole, and whether it fits."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.errors import InputError
+from components.files import unsealed
+
+log = logging.getLogger(__name__)
+
+Checkpoint = dict[str, Any]
+
+# What must be the same when a run goes on, and why where it is not plain; other flags
+# may change.
+IDENTITY = {
+    "data": "",
+    "batch_size": "",
+    "max_epochs": "one cycle has one length, so it cannot be made longer",
+    "val_size": "",
+    "seed": "",
+    "limit_train_batches": "",
+    "weight_decay": "",
+    "label_smoothing": "",
+    "base_width": "",
+    "crop_padding": "",
+    "flip": "",
+    "cutout": "",
+    "sync_batchnorm": "",
+}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of this project; nothing in it is ever run.
+
+    Raises:
+        InputError: It is not there, damaged, or of something else.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"--ckpt_path {path}: no such file; give a checkpoint or 'last'"
+        )
+    try:
+        content = io.BytesIO(unsealed(path.read_bytes()))
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for foreign files
+        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
+        raise InputError(
+            f"--ckpt_path {path}: damaged, or not a checkpoint of this project "
+            f"({reason or type(error).__name__}); give another"
+        ) from None
+    needed = ("config", "hyper_parameters", "state_dict", "optimizer_states")
+    if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
+        raise InputError(
+            f"--ckpt_path {path}: not a checkpoint of this project; give one that "
+            "train.py has written"
+        )
+    return checkpoint
+
+
+def read_newest(paths: list[Path]) -> tuple[Path, Checkpoint] | None:
+    """The first readable one of several checkpoints; None if there are none.
+
+    Raises:
+        InputError: There are some, and all are damaged.
+    """
+    reasons = []
+    for path in paths:
+        try:
+            checkpoint = read_checkpoint(path)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            log.warning(f"{reason.removesuffix('; give another')}")
+        if reasons:
+            log.warning(f"going on from {path} instead")
+        return path, checkpoint
+    if reasons:
+        raise InputError(reasons[0])
+    return None
+
+
+def check_same_run(
+    checkpoint: Checkpoint, config: dict[str, Any], images: Any, world_size: int
+) -> None:
+    """Refuse to go on with other settings, images or processes than the checkpoint's.
+
+    Args:
+        checkpoint: As `read_checkpoint` gives it.
+        config: The flags, with "lr" as the user gave it.
+        images: A data module that is set up.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: Something that shapes the run is not what it was.
+    """
+    known = checkpoint["hyper_parameters"]
+    for name in ("classes", "mean", "std"):
+        before, now = list(known.get(name, ())), list(getattr(images, name))
+        if before != now:
+            raise InputError(
+                f"--data_dir {config['data_dir']}: the {name} of the images are {now}, "
+                f"the checkpoint's {before}; give the images that it was trained with"
+            )
+    for flag, reason in IDENTITY.items():
+        _check_equal(flag, config[flag], checkpoint["config"].get(flag), reason)
+    if config["lr"] != "auto":
+        _check_equal("lr", config["lr"], checkpoint["config"].get("lr"), "")
+    if checkpoint.get("images") != images.fingerprint:
+        raise InputError(
+            f"--data_dir {config['data_dir']}: the pixels or labels of the training "
+            f"images have the checksum {images.fingerprint}, the checkpoint's "
+            f"{checkpoint.get('images')}; give the images that it was trained with"
+        )
+    if checkpoint.get("world_size") != world_size:
+        raise InputError(
+            f"--devices: there are {world_size} processes, but the checkpoint was "
+            f"trained with {checkpoint.get('world_size')}; give the old number"
+        )
+
+
+def _check_equal(flag: str, now: Any, before: Any, reason: str) -> None:
+    if before != now:
+        raise InputError(
+            f"--{flag} is {now}, but the checkpoint was trained with {before}; "
+            f"{reason or 'a run can only go on as it began'}: give the old value, or "
+            "start anew"
+        )

@@ -1,0 +1,85 @@
+"""Ctrl-C and SIGTERM: the step is finished and saved before the run ends."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedError(SystemExit):
+    """A signal ended the run: exit code 130 for Ctrl-C, 143 for SIGTERM.
+
+    It is a `SystemExit`, so a script that trains several times ends with it.
+
+    Attributes:
+        name: The signal in words.
+        checkpoints: What the run can go on from, the best first.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+        self.checkpoints: list[Path] = []
+
+
+class StopSignal(Callback):
+    """Notes a signal while the training runs, for `StepCheckpoint` to act on.
+
+    Lightning 2.6.6 would end with exit code 0 on SIGTERM, with 1 on Ctrl-C, and save
+    nothing: https://github.com/Lightning-AI/pytorch-lightning/issues/19916. At a second
+    Ctrl-C the run ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, *_: Any) -> None:
+        """Take the signals over, after Lightning has."""
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {
+                signum: signal.signal(signum, self._note) for signum in SIGNALS
+            }
+
+    def on_train_end(self, *_: Any) -> None:
+        """Hand them back."""
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        self.handlers.clear()
+
+    def on_exception(self, *_: Any) -> None:
+        """Hand them back."""
+        self.on_train_end()
+
+    def agreed(self, trainer: pl.Trainer) -> int:
+        """The signal that any process got; 0 for none. All processes must ask."""
+        if trainer.world_size == 1:
+            return self.signum
+        signum = torch.tensor(self.signum, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(signum, reduce_op="max"))
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.signum == signum:
+            raise StoppedError(signum)
+        self.signum = signum
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            # Not through `print`, which the signal may have interrupted.
+            os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
+
+
+def stop_at_once(signum: int, _: FrameType | None) -> NoReturn:
+    """Handle a signal outside the training: clean up and end.
+
+    Raises:
+        StoppedError: Always.
+    """
+    raise StoppedError(signum)

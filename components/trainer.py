@@ -1,0 +1,101 @@
+"""Lightning's Trainer with this project's logger, callbacks and checkpoints."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from components.callbacks import (
+    FiniteLoss,
+    History,
+    RunProgressBar,
+    TensorBoardDetails,
+    TrainingClock,
+)
+from components.checkpoint import (
+    AtomicCheckpointIO,
+    ConfigInCheckpoint,
+    StepCheckpoint,
+    checkpoint_callbacks,
+)
+from components.environment import Hardware
+from components.resume import Checkpoint
+from components.run_folder import RunFolder
+from components.stop import StopSignal
+from datamodule import CIFAR10DataModule
+
+
+def build_trainer(
+    config: dict[str, Any],
+    hardware: Hardware,
+    run: RunFolder,
+    images: CIFAR10DataModule,
+    history: History,
+    clock: TrainingClock,
+    saved: Checkpoint | None,
+) -> pl.Trainer:
+    """Lightning's Trainer, told what of its own to leave to ours.
+
+    Args:
+        config: All flags, settled.
+        hardware: What to train on.
+        run: Where everything is written; not used with fast_dev_run.
+        images: The data module, set up.
+        history: Filled as the training goes on.
+        clock: Likewise.
+        saved: The checkpoint that the run goes on from, if any.
+    """
+    logger = None if config["fast_dev_run"] else _build_logger(run, saved)
+    callbacks = _build_callbacks(config, run, logger, images, history, clock)
+    return pl.Trainer(
+        **hardware.arguments,
+        max_epochs=config["max_epochs"],
+        logger=logger or False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=config["output_dir"],
+        fast_dev_run=int(config["fast_dev_run"]),
+        limit_train_batches=config["limit_train_batches"],
+        limit_val_batches=config["limit_val_batches"],
+        limit_test_batches=config["limit_test_batches"],
+        num_sanity_val_steps=0,
+        log_every_n_steps=0,  # everything is logged once an epoch
+        enable_progress_bar=False,  # ours is among the callbacks
+        enable_model_summary=False,  # `show_start` shows the layers
+        deterministic=config["deterministic"],
+        sync_batchnorm=config["sync_batchnorm"],
+    )
+
+
+def _build_logger(run: RunFolder, saved: Checkpoint | None) -> TensorBoardLogger:
+    """TensorBoard's, told to forget what comes after the checkpoint's last epoch."""
+    done = 0
+    if saved is not None:
+        done = saved["global_step"] - len(saved["callbacks"]["History"]["lrs"])
+    logger = TensorBoardLogger(
+        run.path, "", "", default_hp_metric=False, purge_step=done
+    )
+    logger.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
+    return logger
+
+
+def _build_callbacks(
+    config: dict[str, Any],
+    run: RunFolder,
+    logger: TensorBoardLogger | None,
+    images: CIFAR10DataModule,
+    history: History,
+    clock: TrainingClock,
+) -> list[Callback]:
+    """What happens beside the training, in the order in which it has to."""
+    stop, finite_loss = StopSignal(), FiniteLoss(history, run.newest_checkpoints)
+    callbacks = [RunProgressBar(), stop, finite_loss, clock]
+    steps, step_ckpt = config["ckpt_every_n_steps"], run.checkpoints / "step.ckpt"
+    if logger is None:
+        return [*callbacks, history, StepCheckpoint(None, 0, stop, finite_loss)]
+    callbacks += [TensorBoardDetails(logger, history), history]
+    callbacks.append(ConfigInCheckpoint(config, images.fingerprint))
+    has_val = config["val_size"] and config["limit_val_batches"]
+    callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
+    return [*callbacks, StepCheckpoint(step_ckpt, steps, stop, finite_loss)]

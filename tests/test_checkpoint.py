@@ -1,0 +1,147 @@
+"""Writing checkpoints: whole or not at all, and with what an exact resume needs."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from components.checkpoint import AtomicCheckpointIO
+from components.errors import InputError
+from components.files import replacing
+from run_files import LAST
+
+Train = Callable[..., dict[str, Any]]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path, "w") as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(TypeError), replacing(path, "w") as file:
+        file.write(b"torn")
+    assert path.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return real(*arguments)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name))
+    with replacing(tmp_path / "file") as file:
+        file.write(b"new")
+    folder_too = ["fsync"] if os.name == "posix" else []
+    assert calls == ["fsync", "replace", *folder_too]
+
+
+def refuse(error: OSError) -> Callable[..., NoReturn]:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        ("fsync", OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        ("replace", OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        ("replace", PermissionError(errno.EACCES, "Permission denied"), "Permission"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    call: str,
+    error: OSError,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    monkeypatch.setattr(os, call, refuse(error))
+    with pytest.raises(InputError, match=f"cannot be written .{reason}"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    (tmp_path / "last.ckpt.tmp").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="No space left on device"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_a_run_on_a_full_disk_can_go_on_when_there_is_room(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = quick_train(name="unbroken", max_epochs=3)
+    write, calls = AtomicCheckpointIO.save_checkpoint, 0
+
+    def fill_up(*arguments: Any, **_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # after the first epoch's best and last
+            patch.setattr(os, "replace", refuse(OSError(errno.ENOSPC, "full")))
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", fill_up)
+        with pytest.raises(InputError, match=r"\(full\); the checkpoint before it is"):
+            quick_train(max_epochs=3)
+    resumed = quick_train(max_epochs=3, ckpt_path="last")
+    for key in ("train/loss", "val/loss", "test/loss"):
+        assert resumed[key] == unbroken[key]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_folder_without_permission_is_named_before_the_training(
+    quick_train: Train,
+) -> None:
+    with pytest.raises(InputError, match="--output_dir /proc/runs: cannot be written"):
+        quick_train(output_dir="/proc/runs")
+
+
+def test_step_checkpoint_goes_when_the_epoch_is_saved(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    write = AtomicCheckpointIO.save_checkpoint
+
+    def note(self: Any, checkpoint: Any, path: Any, **_: Any) -> None:
+        write(self, checkpoint, path)
+        names = sorted(path.name for path in LAST.parent.iterdir())
+        seen.append([str(checkpoint["global_step"]), *names])
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
+    quick_train(ckpt_every_n_steps=2, limit_val_batches=0)  # three steps an epoch
+    assert seen == [
+        ["2", "step.ckpt"],
+        ["3", "last.ckpt", "step.ckpt"],
+        ["4", "last.ckpt", "step.ckpt"],
+        ["6", "last.ckpt", "step.ckpt"],
+    ]
+    assert [path.name for path in LAST.parent.iterdir()] == ["last.ckpt"]
