@@ -265,10 +265,17 @@ def main() -> None:
         train(**cli.parse(train, sys.argv[1:]))
     except InputError as error:
         cli.fail("train.py", str(error))
+    except OSError as error:  # a full disk, a network drive that went away
+        cli.fail(
+            "train.py",
+            f"a file cannot be read or written ({error}); put that right, then go on "
+            "with --ckpt_path last",
+        )
     except DivergedError as error:
-        cli.fail("train.py", str(error), code=3)
+        cli.end_together("train.py", f"error: {error}", code=3)
     except StoppedError as stop:
-        cli.stopped("train.py", stop)
+        message = cli.describe_stop(stop, sys.argv)
+        cli.end_together("train.py", message, stop.exit_code)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 import sys
+import threading
 import typing
 import warnings
 from collections.abc import Callable
@@ -88,6 +89,13 @@ def set_up_messages() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    threading.excepthook = _report_thread
+
+
+def _report_thread(thread: threading.ExceptHookArgs) -> None:
+    """Leave out what TensorBoard's writer raises again in the main thread."""
+    if not issubclass(thread.exc_type, OSError):
+        threading.__excepthook__(thread)
 
 
 def fail(program: str, message: str, code: int = 2) -> NoReturn:
@@ -96,17 +104,21 @@ def fail(program: str, message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def stopped(program: str, stop: StoppedError) -> NoReturn:
-    """End after a signal, with how to go on."""
+def end_together(program: str, message: str, code: int) -> NoReturn:
+    """End for a reason that all processes know; the first one says it for all."""
     if getattr(rank_zero_only, "rank", 0) != 0:
-        sys.exit(0)  # or Lightning's launcher would kill the first process for it
-    way_on = "nothing is saved yet"
-    if stop.checkpoints:
-        newest = stop.checkpoints[0]
-        command = resume_command(sys.argv, name=newest.parent.parent.name)
-        way_on = f"{newest} is saved; go on with: {command}"
-    print(f"{program}: stopped by {stop.name}; {way_on}", file=sys.stderr)
-    sys.exit(stop.code)
+        sys.exit(0)  # or Lightning's launcher would kill the first one for it
+    print(f"\n{program}: {message}", file=sys.stderr)  # a bar may be on this line
+    sys.exit(code)
+
+
+def describe_stop(stop: StoppedError, argv: list[str]) -> str:
+    """What a signal left of a run, and the command to go on with it."""
+    if not stop.checkpoints:
+        return f"stopped by {stop.name}; nothing is saved yet"
+    newest = stop.checkpoints[0]
+    command = resume_command(argv, name=newest.parent.parent.name)
+    return f"stopped by {stop.name}; {newest} is saved; go on with: {command}"
 
 
 def resume_command(argv: list[str], name: str) -> str:

@@ -22,11 +22,13 @@ class StoppedError(SystemExit):
 
     Attributes:
         name: The signal in words.
+        exit_code: 128 and the signal's number, as shells count.
         checkpoints: What the run can go on from, the best first.
     """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
+        self.exit_code = 128 + signum
+        super().__init__(self.exit_code)
         self.name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
         self.checkpoints: list[Path] = []
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,6 @@ KINDS = [("32-true", "auto"), ("bf16-mixed", "0.01")]  # precision and learning 
 CHECKPOINTS = Path("runs/run/checkpoints")
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "range test": (train, "range_test"),
     "write": (os, "fsync"),
     "replace": (os, "replace"),
     "step": (torch.optim.Adam, "step"),
@@ -51,7 +51,12 @@ PLACES: dict[str, tuple[Any, str]] = {
 
 
 def interrupt(place: str, count: int, signum: int, times: int) -> None:
-    """Send this process a signal when it makes a certain call."""
+    """Send this process a signal when it makes a certain call, or limit its files."""
+    if place == "no room":
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
+        return
     owner, name = PLACES[place]
     original = getattr(owner, name)
     calls = 0
@@ -68,6 +73,7 @@ def interrupt(place: str, count: int, signum: int, times: int) -> None:
 
 def run_command(argv: list[str], *where: Any) -> None:
     """What `python train.py` does, perhaps with a signal somewhere."""
+    tempfile.tempdir = os.getcwd()  # to see what stays there
     if where:
         interrupt(*where)
     sys.argv = argv
@@ -201,7 +207,8 @@ def stop(
 ) -> list[str]:
     """Stop a run by a signal; the lines that it said."""
     end(start(folder, place, count, signum, times, **flags), 128 + signum)
-    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert {path.name for path in folder.iterdir()} <= {"log", "runs", "home"}
+    assert not list(folder.rglob("*.tmp"))
     log = (folder / "log").read_text()
     assert "Traceback" not in log
     return log.splitlines()
@@ -235,7 +242,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 
 def test_a_signal_in_the_range_test_ends_at_once(start: Start, tmp_path: Path) -> None:
-    said = stop(start, tmp_path, "range test", 1, signal.SIGTERM, lr="auto")
+    said = stop(start, tmp_path, "step", 5, signal.SIGTERM, lr="auto")
     assert said[-1] == "train.py: stopped by SIGTERM; nothing is saved yet"
     assert not list((tmp_path / CHECKPOINTS).iterdir())
 
@@ -248,6 +255,17 @@ def test_a_signal_in_the_test_does_not_lose_the_training(
     assert "last.ckpt is saved; go on with: python train.py" in said[-1]
     end(start(tmp_path, ckpt_path="last"))
     assert_same(everything(tmp_path), expected)
+
+
+def test_a_file_that_cannot_grow_ends_the_run_with_one_line(
+    start: Start, tmp_path: Path
+) -> None:
+    end(start(tmp_path, "no room", 30_000, 0, 0), 2)
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert "train.py: error: a file cannot be read or written" in said.splitlines()[-1]
+    assert "File too large" in said.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_second_ctrl_c_ends_at_once(start: Start, tmp_path: Path) -> None:
