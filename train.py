@@ -8,8 +8,6 @@ python train.py --help
 """
 
 import logging
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +18,6 @@ import torch
 from components import cli, environment
 from components.callbacks import COLUMNS, History, TrainingClock
 from components.environment import Hardware, Precision
-from components.errors import DivergedError, InputError
 from components.flags import (
     check_eval_shares,
     check_flags,
@@ -37,7 +34,7 @@ from components.resume import (
 )
 from components.run_folder import RunFolder
 from components.sources import Source
-from components.stop import SIGNALS, StoppedError, stop_at_once
+from components.stop import StoppedError
 from components.summary import show_end, show_start, write_end, write_start
 from components.trainer import build_trainer
 from custom_resnet import layer_table
@@ -257,25 +254,8 @@ def build_module(config: dict[str, Any], images: CIFAR10DataModule) -> LitCustom
 
 
 def main() -> None:
-    """The command line; whatever ends a run early is one line on stderr."""
-    cli.set_up_messages()
-    for signum in SIGNALS:
-        signal.signal(signum, stop_at_once)
-    try:
-        train(**cli.parse(train, sys.argv[1:]))
-    except InputError as error:
-        cli.fail("train.py", str(error))
-    except OSError as error:  # a full disk, a network drive that went away
-        cli.fail(
-            "train.py",
-            f"a file cannot be read or written ({error}); put that right, then go on "
-            "with --ckpt_path last",
-        )
-    except DivergedError as error:
-        cli.end_together("train.py", f"error: {error}", code=3)
-    except StoppedError as stop:
-        message = cli.describe_stop(stop, sys.argv)
-        cli.end_together("train.py", message, stop.exit_code)
+    """The command line."""
+    cli.run("train.py", train)
 
 
 if __name__ == "__main__":

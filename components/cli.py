@@ -4,6 +4,7 @@ import itertools
 import logging
 import re
 import shlex
+import signal
 import sys
 import threading
 import typing
@@ -14,7 +15,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from pytorch_lightning.utilities import rank_zero_only
 
-from components.stop import StoppedError
+from components.errors import DivergedError, InputError
+from components.stop import SIGNALS, StoppedError, stop_at_once
 
 EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -49,7 +51,34 @@ class Parser(ArgumentParser):
         return f"{' '.join(message.split())}; see --help"
 
 
-def parse(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
+def run(program: str, function: Callable[..., Any]) -> None:
+    """Call a function with what the command line says.
+
+    Whatever ends it early is one line on stderr and an exit code: 2 for what the user
+    can put right, 3 for a loss that is not finite, 130 and 143 for signals.
+    """
+    set_up_messages()
+    for signum in SIGNALS:
+        signal.signal(signum, stop_at_once)
+    try:
+        function(**parse(function, sys.argv[1:], program))
+    except InputError as error:
+        fail(program, str(error))
+    except OSError as error:  # a full disk, a network drive that went away
+        fail(
+            program,
+            f"a file cannot be read or written ({error}); put that right, then start "
+            "again, a training with --ckpt_path last",
+        )
+    except DivergedError as error:
+        end_together(program, f"error: {error}", code=3)
+    except StoppedError as stop:
+        end_together(program, describe_stop(stop, sys.argv), stop.exit_code)
+
+
+def parse(
+    function: Callable[..., Any], arguments: list[str], program: str = "train.py"
+) -> dict[str, Any]:
     """Read the keyword arguments of a function from a command line.
 
     Every parameter is a flag of its name, explained by the function's docstring.
@@ -57,7 +86,7 @@ def parse(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
     A flag that may be true is on when it stands alone.
     """
     summary = (function.__doc__ or "").split("\n")[0]
-    parser = Parser(prog="train.py", description=summary, allow_abbrev=False)
+    parser = Parser(prog=program, description=summary, allow_abbrev=False)
     parser.types = typing.get_type_hints(function)
     parser.add_argument("--config", action="config", help="YAML file of flags.")
     parser.add_function_arguments(function, as_group=False)

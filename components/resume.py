@@ -33,8 +33,13 @@ IDENTITY = {
 }
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
     """Read a checkpoint of this project; nothing in it is ever run.
+
+    Args:
+        path: The file.
+        to_resume: Whether it must hold all that a run needs to go on, or the network
+            only.
 
     Raises:
         InputError: It is not there, damaged, or of something else.
@@ -52,7 +57,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"--ckpt_path {path}: damaged, or not a checkpoint of this project "
             f"({reason or type(error).__name__}); give another"
         ) from None
-    needed = ("config", "hyper_parameters", "state_dict", "optimizer_states")
+    needed = ["hyper_parameters", "state_dict"]
+    needed += ["config", "optimizer_states"] if to_resume else []
     if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
         raise InputError(
             f"--ckpt_path {path}: not a checkpoint of this project; give one that "
