@@ -91,15 +91,6 @@ class LitCustomResNet(pl.LightningModule):
         self.train_acc.update(logits.detach(), labels)
         return losses.mean()
 
-    def on_validation_start(self) -> None:
-        """Evaluate with the first process's batch statistics, which a checkpoint holds.
-
-        Each process has its own until the next training step shares them.
-        """
-        if self.trainer.world_size > 1:
-            for buffer in self.net.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Plain cross-entropy and accuracy of one batch of the held-out part."""
         self._evaluate(batch, self.val_loss, self.val_acc)

@@ -43,24 +43,12 @@ class StopSignal(Callback):
 
     def __init__(self) -> None:
         self.signum = 0
-        self.handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, *_: Any) -> None:
-        """Take the signals over, after Lightning has."""
+        """Take the signals over from Lightning, which gives them back at the end."""
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {
-                signum: signal.signal(signum, self._note) for signum in SIGNALS
-            }
-
-    def on_train_end(self, *_: Any) -> None:
-        """Hand them back."""
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
-        self.handlers.clear()
-
-    def on_exception(self, *_: Any) -> None:
-        """Hand them back."""
-        self.on_train_end()
+            for signum in SIGNALS:
+                signal.signal(signum, self._note)
 
     def agreed(self, trainer: pl.Trainer) -> int:
         """The signal that any process got; 0 for none. All processes must ask."""

@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from components import run_folder
+from components.checkpoint import StepCheckpoint
+from components.stop import SIGNALS
 from run_files import assert_same
 
 Start = Callable[..., Any]  # starts a training in a process of its own
@@ -44,6 +46,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "replace": (os, "replace"),
     "step": (torch.optim.Adam, "step"),
     "epoch's end": (ModelCheckpoint, "_save_checkpoint"),
+    "epoch saved": (StepCheckpoint, "on_train_epoch_end"),
     "validation": (Callback, "on_validation_start"),
     "test": (Callback, "on_test_start"),
     "summary": (run_folder.RunFolder, "write_metrics"),
@@ -141,6 +144,7 @@ def unbroken(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Unbroken
         ("step", 9, True),
         ("epoch's end", 2, True),
         ("epoch's end", 4, True),
+        ("epoch saved", 2, True),
         ("summary", 1, True),
     ],
 )
@@ -266,6 +270,12 @@ def test_a_file_that_cannot_grow_ends_the_run_with_one_line(
     assert "train.py: error: a file cannot be read or written" in said.splitlines()[-1]
     assert "File too large" in said.splitlines()[-1]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_run_gives_the_signals_back(quick_train: Callable[..., Any]) -> None:
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    quick_train(max_epochs=1)
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
 def test_a_second_ctrl_c_ends_at_once(start: Start, tmp_path: Path) -> None:

@@ -180,6 +180,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert rows() == rows("unbroken")
 
 
+def test_what_a_killed_process_was_writing_is_cleared_away(quick_train: Train) -> None:
+    quick_train()
+    torn = [STEP.with_name("step.ckpt.tmp"), Path("runs/run/metrics.json.tmp")]
+    for path in torn:
+        path.touch()
+    quick_train(ckpt_path="last")
+    assert not any(path.exists() for path in torn)
+
+
 def test_when_all_checkpoints_are_damaged_nothing_is_overwritten(
     quick_train: Train,
 ) -> None:
