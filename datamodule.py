@@ -99,21 +99,16 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def __str__(self) -> str:
         """How many images there are, and of what."""
-        train, val, test = map(
-            len, (self.train_set[1], self.val_set[1], self.test_set[1])
-        )
+        train, val, test = self.sizes().values()
         return (
             f"{train} training, {val} validation and {test} test images of "
             f"{len(self.classes)} classes"
         )
 
-    def batches(self) -> dict[str, int]:
-        """Batches of each split; in training only full ones count."""
-        return {
-            "train": len(self.train_set[1]) // self.batch_size,
-            "val": -(-len(self.val_set[1]) // self.batch_size),
-            "test": -(-len(self.test_set[1]) // self.batch_size),
-        }
+    def sizes(self) -> dict[str, int]:
+        """Images of each split."""
+        parts = {"train": self.train_set, "val": self.val_set, "test": self.test_set}
+        return {split: len(labels) for split, (_, labels) in parts.items()}
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled and augmented batches of the training part."""

@@ -18,13 +18,7 @@ import torch
 from components import cli, environment
 from components.callbacks import COLUMNS, History, TrainingClock
 from components.environment import Hardware, Precision
-from components.flags import (
-    check_eval_shares,
-    check_flags,
-    check_limits,
-    check_shares,
-    check_sync,
-)
+from components.flags import check_flags, check_images, check_processes
 from components.lr_finder import Finder, RangeTest, range_test
 from components.resume import (
     Checkpoint,
@@ -35,7 +29,13 @@ from components.resume import (
 from components.run_folder import RunFolder
 from components.sources import Source
 from components.stop import StoppedError
-from components.summary import show_end, show_start, write_end, write_start
+from components.summary import (
+    show_end,
+    show_start,
+    write_end,
+    write_report,
+    write_start,
+)
 from components.trainer import build_trainer
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
@@ -133,8 +133,7 @@ def train(
     hardware = environment.choose_hardware(
         accelerator, devices, num_nodes, strategy, precision
     )
-    check_shares(batch_size, hardware.world_size)
-    check_sync(sync_batchnorm, hardware.device.type)
+    check_processes(config, hardware.world_size, hardware.device.type)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
     checkpoint, saved = find_checkpoint(run, config)
@@ -155,9 +154,7 @@ def train(
         "precision": hardware.arguments["precision"],
         "val_size": images.val_size,
     }
-    check_limits(config, images.batches())
-    evaluated = {"validation": images.val_size, "test": len(images.test_set[1])}
-    check_eval_shares(evaluated, hardware.world_size)
+    check_images(config, images.sizes(), hardware.world_size)
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
     if not fast_dev_run:
@@ -192,6 +189,7 @@ def train(
     }
     if not fast_dev_run:
         write_end(run, trainer, config, metrics, history.rows)
+        write_report(run, trainer, images)
     show_end(metrics, None if fast_dev_run else run.path)
     return metrics
 

@@ -24,15 +24,20 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Run = dict[str, str]
 
 
-def add_run(folder: Path, recipe: str, runs: Path = RUNS) -> None:
+def add_run(
+    folder: Path, recipe: str, runs: Path = RUNS, *, timed: bool = True
+) -> None:
     """Add a run's metrics.json as a row of the CSV file `runs`.
 
     Args:
         folder: The run folder.
         recipe: Name under which runs that differ only in their seed are put together.
         runs: The CSV file; made when it is not there.
+        timed: Whether its times are worth keeping: not if other work ran beside it.
     """
     metrics = json.loads((folder / "metrics.json").read_text())
+    if not timed:
+        metrics |= {"seconds": "", "images_per_second": ""}
     row = {"date": datetime.date.today().isoformat(), "recipe": recipe, **metrics}
     rows = [*read_runs(runs), row] if runs.exists() else [row]
     columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
@@ -49,7 +54,7 @@ def read_runs(runs: Path = RUNS) -> list[Run]:
 
 
 def results_table(runs: list[Run]) -> str:
-    """A row a recipe and device: accuracies in percent, mean, spread and number."""
+    """A row a recipe and device, the most accurate first: mean, spread and number."""
     lines = [
         "| recipe | test accuracy | val accuracy | n | seconds a run | on |",
         "|---|---|---|---|---|---|",
@@ -58,17 +63,21 @@ def results_table(runs: list[Run]) -> str:
     def kind(run: Run) -> tuple[str, str, str]:
         return run["recipe"], run["device"], run["precision"]
 
-    for (recipe, device, precision), group in itertools.groupby(
-        sorted(runs, key=lambda run: [run["recipe"], run["device"], run["precision"]]),
-        kind,
-    ):
-        same = list(group)
+    def accuracy(group: tuple[tuple[str, str, str], list[Run]]) -> float:
+        return statistics.mean(float(run["test/acc"]) for run in group[1])
+
+    groups = [
+        (names, list(group))
+        for names, group in itertools.groupby(sorted(runs, key=kind), kind)
+    ]
+    for (recipe, device, precision), same in sorted(groups, key=accuracy, reverse=True):
+        seconds = [float(run["seconds"]) for run in same if run["seconds"]]
         cells = [
             recipe,
             percent([run["test/acc"] for run in same]),
             percent([run["val/acc"] for run in same]),
             str(len(same)),
-            f"{statistics.median(float(run['seconds']) for run in same):.0f}",
+            f"{statistics.median(seconds):.0f}" if seconds else "",
             f"{device}, {precision}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -91,15 +100,16 @@ def with_table(readme: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
-def tables(add: str | None = None, recipe: str = "default") -> None:
+def tables(add: str | None = None, recipe: str = "default", timed: bool = True) -> None:
     """Rebuild the README's table of results.
 
     Args:
         add: Folder of a finished run to add first.
         recipe: Name of that run's recipe.
+        timed: Whether its times are worth keeping: not if other work ran beside it.
     """
     if add is not None:
-        add_run(Path(add), recipe)
+        add_run(Path(add), recipe, timed=timed)
     table = results_table(read_runs())
     readme = README.read_text(encoding="utf-8")
     README.write_text(with_table(readme, table), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The command line of a function: one flag a parameter, one line an error."""
 
+import inspect
 import itertools
 import logging
 import re
@@ -81,20 +82,22 @@ def parse(
 ) -> dict[str, Any]:
     """Read the keyword arguments of a function from a command line.
 
-    Every parameter is a flag of its name, explained by the function's docstring.
-    `--config FILE.yaml` reads flags from a file and `--print_config` writes them.
-    A flag that may be true is on when it stands alone.
+    Every parameter is a flag of its name, explained by the function's docstring; a
+    list without a default stands without a flag. `--config FILE.yaml` reads flags from
+    a file and `--print_config` writes them. A flag that may be true is on when it
+    stands alone.
     """
     summary = (function.__doc__ or "").split("\n")[0]
     parser = Parser(prog=program, description=summary, allow_abbrev=False)
     parser.types = typing.get_type_hints(function)
     parser.add_argument("--config", action="config", help="YAML file of flags.")
-    parser.add_function_arguments(function, as_group=False)
+    bare = _add_bare_arguments(parser, function)
+    parser.add_function_arguments(function, as_group=False, skip=bare)
     switches = {
         f"--{name}" for name, kind in parser.types.items() if _allows_true(kind)
     }
     spelled_out = [
-        f"{flag}=true" if flag in switches and follower.startswith("-") else flag
+        f"{flag}=true" if flag in switches and _stands_alone(follower, bare) else flag
         for flag, follower in itertools.pairwise([*arguments, "-"])
     ]
     try:
@@ -160,6 +163,28 @@ def resume_command(argv: list[str], name: str) -> str:
         if is_kept:
             kept.append(argument)
     return shlex.join(["python", *kept, "--name", name, "--ckpt_path", "last"])
+
+
+def _add_bare_arguments(
+    parser: ArgumentParser, function: Callable[..., Any]
+) -> set[str | int]:
+    """Add the lists without a default, which take one value or more, by their names."""
+    bare: set[str | int] = set()
+    for name, parameter in inspect.signature(function).parameters.items():
+        is_list = typing.get_origin(parameter.annotation) is list
+        if is_list and parameter.default is inspect.Parameter.empty:
+            [kind] = typing.get_args(parameter.annotation)
+            [text] = re.findall(rf"^ +{name}: (.*)", function.__doc__ or "", re.M)
+            parser.add_argument(name, nargs="+", type=kind, help=text)
+            bare.add(name)
+    return bare
+
+
+def _stands_alone(follower: str, bare: set[str | int]) -> bool:
+    """Whether what follows a switch is not its value."""
+    if bare and follower.lower() not in ("true", "false"):
+        return True
+    return follower.startswith("-")
 
 
 def _allows_true(kind: Any) -> bool:

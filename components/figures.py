@@ -1,14 +1,23 @@
 """Figures from numbers. Each function returns a figure; the caller saves or logs it."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
+from components.findings import Calibration, Mistake
 from components.lr_finder import RangeTest, smooth
 
 Row = dict[str, float]  # an epoch's metrics, as in metrics.csv
+SMALL = (4.8, 3.2)  # inches: legible on a phone
+LONGEST_NAME = 24  # letters of a class name in a figure
+# From transparent to blue, so that it goes with a light and with a dark page.
+SHADES = LinearSegmentedColormap.from_list("shades", ["#08519c00", "#08519c"])
 
 
 def lr_finder_figure(test: RangeTest) -> Figure:
@@ -31,19 +40,44 @@ def lr_finder_figure(test: RangeTest) -> Figure:
 def curves_figure(rows: Sequence[Row]) -> Figure:
     """Loss and accuracy by epoch, training and validation."""
     figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
+        _draw_curves(axes, rows, metric)
+    return figure
+
+
+def curve_figure(rows: Sequence[Row], metric: str) -> Figure:
+    """One of the two: "loss" or "acc"."""
+    figure = Figure(figsize=SMALL, layout="constrained")
+    _draw_curves(figure.subplots(), rows, metric)
+    return figure
+
+
+def _draw_curves(axes: Any, rows: Sequence[Row], metric: str) -> None:
+    scale = 100 if metric == "acc" else 1
     epochs = [row["epoch"] + 1 for row in rows]
-    for axes, metric, label in zip(
-        figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy (%)"), strict=True
-    ):
-        scale = 100 if metric == "acc" else 1
-        for split in ("train", "val"):
-            values = [scale * row.get(f"{split}/{metric}", np.nan) for row in rows]
-            if not np.isnan(values).all():
-                axes.plot(epochs, values, marker="o", markersize=3, label=split)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
+    for split in ("train", "val"):
+        values = [scale * row.get(f"{split}/{metric}", np.nan) for row in rows]
+        if not np.isnan(values).all():
+            axes.plot(epochs, values, marker="o", markersize=3, label=split)
+    axes.set(xlabel="epoch", ylabel="accuracy (%)" if metric == "acc" else "loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def schedule_figure(lrs: Sequence[float], epochs: int) -> Figure:
+    """Learning rate over the training.
+
+    Args:
+        lrs: That of each step.
+        epochs: Length of the training.
+    """
+    figure = Figure(figsize=SMALL, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(len(lrs)) * epochs / len(lrs), lrs)
+    axes.set(xlabel="epochs done", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
     return figure
 
 
@@ -58,15 +92,16 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     side = min(0.6 * len(classes) + 2, 16)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(share.cpu().numpy(), cmap="Blues", vmin=0, vmax=100)
-    ticks = range(len(classes))
+    cells = share.cpu().numpy()
+    axes.imshow(cells, cmap=SHADES, vmin=0, vmax=100, interpolation="none")
+    ticks, names = range(len(classes)), [_short(name) for name in classes]
     # A class may be named $like_this, which is no formula.
-    axes.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(ticks, classes, parse_math=False)
+    axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     numbered = len(classes) <= 25  # more would not be legible
     for true, row in enumerate(share.tolist() if numbered else ()):
         for predicted, value in enumerate(row):
-            colour = "white" if value > 50 else "black"
+            colour = "white" if value > 50 else matplotlib.rcParams["text.color"]
             axes.text(
                 predicted,
                 true,
@@ -80,3 +115,91 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
         title="Test images, % of each true class", xlabel="predicted", ylabel="true"
     )
     return figure
+
+
+def per_class_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """Accuracy on the images of each class.
+
+    Args:
+        counts: int64 (C, C), true classes down, predicted ones across.
+        classes: Name of each of the C classes.
+    """
+    total = counts.sum(dim=1)
+    accuracy = (100 * counts.diag() / total.clamp_min(1)).tolist()
+    height = min(0.26 * len(classes) + 0.9, 40)
+    figure = Figure(figsize=(SMALL[0], height), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(classes))
+    bars = axes.barh(places, accuracy, height=0.7)
+    labels = [
+        f"{value:.1f}" if count else "no image"
+        for value, count in zip(accuracy, total.tolist(), strict=True)
+    ]
+    axes.bar_label(bars, labels, padding=3, fontsize="small")
+    axes.set_yticks(places, [_short(name) for name in classes], parse_math=False)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), xlabel="accuracy (%)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def reliability_figure(calibration: Calibration) -> Figure:
+    """Accuracy over confidence in equal-width bins, and the share of images in each."""
+    figure = Figure(figsize=(SMALL[0], 4.4), layout="constrained")
+    above, below = figure.subplots(
+        2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)}
+    )
+    bins = len(calibration.counts)
+    edges = 100 * np.arange(bins) / bins
+    box: dict[str, Any] = {"width": 100 / bins, "align": "edge", "edgecolor": "C0"}
+    above.bar(edges, 100 * calibration.accuracy.numpy(), alpha=0.6, **box)
+    above.plot((0, 100), (0, 100), color="C3", linestyle="--", label="perfect")
+    above.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
+    above.set_title(f"ECE {100 * calibration.ece:.2f} % ({bins} equal-width bins)")
+    above.legend(loc="upper left")
+    share = 100 * calibration.counts / calibration.counts.sum()
+    below.bar(edges, share.numpy(), alpha=0.6, **box)
+    below.set(xlabel="confidence (%)", ylabel="images (%)")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def mistakes_figure(mistakes: Sequence[Mistake]) -> Figure:
+    """Wrongly classified images, each with its Grad-CAM overlay to the right."""
+    columns = 4
+    rows = max(-(-len(mistakes) // columns), 1)
+    figure = Figure(figsize=(10, 1.75 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    for axes, mistake in zip(grid, mistakes, strict=False):
+        image = mistake.image.numpy()
+        axes.imshow(np.hstack([image, overlay(image, mistake.heat.numpy())]))
+        said = f"{_short(mistake.said)} {100 * mistake.probability:.1f} %"
+        axes.set_title(
+            f"{said}\ntrue: {_short(mistake.true)}", fontsize="small", parse_math=False
+        )
+    return figure
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """An image under a heat map: the hotter, the less is seen of the image.
+
+    Args:
+        image: uint8 (H, W, 3).
+        heat: float32 (H, W), from 0 to 1.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    colours = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
+    opacity = 0.7 * heat[..., None]
+    mixed = (1 - opacity) * image + opacity * colours
+    return np.asarray(mixed.round(), np.uint8)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -59,69 +59,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_shares(batch_size: int, world_size: int) -> None:
-    """Check that the processes can share a batch evenly.
-
-    Raises:
-        InputError: They cannot.
-    """
-    if batch_size % world_size:
-        raise InputError(
-            f"--batch_size {batch_size} cannot be shared by {world_size} processes; "
-            "give a multiple of their number"
-        )
-
-
-def check_sync(sync_batchnorm: bool, device_type: str) -> None:
-    """Check that batch statistics can be shared.
-
-    Raises:
-        InputError: They cannot: PyTorch shares them on NVIDIA GPUs only.
-    """
-    if sync_batchnorm and device_type != "cuda":
-        raise InputError(
-            f"--sync_batchnorm needs NVIDIA GPUs, the device is a {device_type}; leave "
-            "it out"
-        )
-
-
-def check_eval_shares(images: dict[str, int], world_size: int) -> None:
-    """Check that every process has an image to evaluate.
-
-    Args:
-        images: How many there are of each split; 0 for a split that is left out.
-        world_size: Number of processes.
-
-    Raises:
-        InputError: There are more processes than images.
-    """
-    for split, count in images.items():
-        if 0 < count < world_size:
-            raise InputError(
-                f"--devices: {count} {split} images cannot be shared by {world_size} "
-                "processes; give fewer processes or more images"
-            )
-
-
-def check_limits(flags: dict[str, Any], batches: dict[str, int]) -> None:
-    """Check that a share of the batches is at least one, before the training is done.
-
-    Args:
-        flags: All flags.
-        batches: Batches of "train", "val" and "test".
-
-    Raises:
-        InputError: A share is less than one batch.
-    """
-    for split, count in batches.items():
-        share = flags[f"limit_{split}_batches"]
-        if isinstance(share, float) and count and 0 < share * count < 1:
-            raise InputError(
-                f"--limit_{split}_batches {share} of {count} batches is less than one; "
-                f"give at least {1 / count:.3g}, or a whole number"
-            )
-
-
 def check_flags(flags: dict[str, Any]) -> None:
     """Check every value that no type can.
 
@@ -135,3 +72,57 @@ def check_flags(flags: dict[str, Any]) -> None:
         raise InputError(
             "--overwrite and --ckpt_path contradict each other; give one of them"
         )
+
+
+def check_processes(flags: dict[str, Any], world_size: int, device_type: str) -> None:
+    """Check what depends on the processes, before any image is read.
+
+    Args:
+        flags: All flags.
+        world_size: Number of processes.
+        device_type: What each of them trains on, such as "cuda".
+
+    Raises:
+        InputError: They cannot share a batch evenly, or batch statistics at all.
+    """
+    batch_size = flags["batch_size"]
+    if batch_size % world_size:
+        raise InputError(
+            f"--batch_size {batch_size} cannot be shared by {world_size} processes; "
+            "give a multiple of their number"
+        )
+    if flags["sync_batchnorm"] and device_type != "cuda":  # PyTorch has it for no other
+        raise InputError(
+            f"--sync_batchnorm needs NVIDIA GPUs, the device is a {device_type}; leave "
+            "it out"
+        )
+
+
+def check_images(
+    flags: dict[str, Any], images: dict[str, int], world_size: int
+) -> None:
+    """Check what depends on the number of images, before the training begins.
+
+    Args:
+        flags: All flags.
+        images: How many there are in "train", "val" and "test".
+        world_size: Number of processes.
+
+    Raises:
+        InputError: A process would have nothing to evaluate, or a share of the batches
+            is less than one.
+    """
+    for split, count in images.items():
+        if 0 < count < world_size:
+            raise InputError(
+                f"--devices: {count} {split} images cannot be shared by {world_size} "
+                "processes; give fewer processes or more images"
+            )
+        full, rest = divmod(count, flags["batch_size"])
+        batches = full if split == "train" or not rest else full + 1
+        share = flags[f"limit_{split}_batches"]
+        if isinstance(share, float) and batches and 0 < share * batches < 1:
+            raise InputError(
+                f"--limit_{split}_batches {share} of {batches} batches is less than "
+                f"one; give at least {1 / batches:.3g}, or a whole number"
+            )

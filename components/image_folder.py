@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -64,6 +65,31 @@ def load_image_folder(folder: Path) -> Arrays:
     }
 
 
+def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
+    """Read an image file in one of the `FORMATS`, whatever its name.
+
+    Returns:
+        Its pixels as `to_pixels` gives them, and whether they were so in the file.
+
+    Raises:
+        InputError: It is not there, no image, damaged, or too large.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a file")  # reading a pipe would wait for ever
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on and refuses twice as many.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                as_is = (image.mode, *image.size) == ("RGB", IMAGE_SIZE, IMAGE_SIZE)
+                return to_pixels(image), as_is
+    except Exception as error:  # a broken file may raise any kind
+        raise InputError(
+            f"{one_line(path)}: not a readable image ({_explain(error)}); replace or "
+            "remove it"
+        ) from None
+
+
 def to_pixels(image: Image.Image) -> np.ndarray:
     """Convert an image of any size and mode to uint8 (32, 32, 3).
 
@@ -100,19 +126,9 @@ def _blank(split: Split) -> Arrays:
 def _decode(split: Split) -> Arrays:
     images, converted = (arrays := _blank(split)).values()
     bar = tqdm(split.paths, f"Decoding {split.name}/", leave=False, disable=None)
-    with bar, warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on and refuses twice as many.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with bar:
         for position, path in enumerate(bar):
-            try:
-                with Image.open(path, formats=FORMATS) as image:
-                    as_is = (image.mode, *image.size) == ("RGB", IMAGE_SIZE, IMAGE_SIZE)
-                    images[position] = to_pixels(image)
-            except Exception as error:  # a broken file may raise any kind
-                raise InputError(
-                    f"{one_line(path)}: not a readable image ({_explain(error)}); "
-                    "replace or remove it"
-                ) from None
+            images[position], as_is = read_image(path)
             converted += not as_is
     return arrays
 

@@ -1,17 +1,47 @@
 """A trained network and what it says of images."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.class_folders import one_line
 from components.errors import InputError
+from components.image_folder import read_image
 from components.resume import read_checkpoint
 from lightning_module import LitCustomResNet
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.ckpt"
 BATCH_SIZE = 500  # images at once
+UNSURE = math.log(2)  # entropy of two equally probable classes, in nats
+
+
+class Guess(TypedDict):
+    """A class that an image may be of."""
+
+    label: str
+    probability: float
+
+
+class Prediction(TypedDict):
+    """What a network says of a file.
+
+    Attributes:
+        file: Its path, as it was given.
+        predictions: The most probable classes first; none if it cannot be read.
+        known: Whether the image is probably of any of the classes.
+        error: Why it cannot be read, or None.
+    """
+
+    file: str
+    predictions: list[Guess]
+    known: bool
+    error: str | None
 
 
 def load_model(path: Path | None = None) -> LitCustomResNet:
@@ -24,7 +54,17 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
     Raises:
         InputError: It is not there, damaged, or of something else.
     """
+    if path is None and not WEIGHTS.is_file():
+        raise InputError(
+            f"{WEIGHTS}: no such file, so there are no default weights; give "
+            "--ckpt_path FILE, a checkpoint that train.py has written"
+        )
     path = path or WEIGHTS
+    if not path.is_file():
+        raise InputError(
+            f"--ckpt_path {one_line(path)}: no such file; give a checkpoint that "
+            "train.py has written"
+        )
     saved = read_checkpoint(path, to_resume=False)
     try:
         module = LitCustomResNet(**saved["hyper_parameters"])
@@ -51,6 +91,60 @@ def logits(model: LitCustomResNet, images: Tensor) -> Tensor:
     with torch.inference_mode():
         batches = [model(batch.to(model.device)) for batch in images.split(BATCH_SIZE)]
     return torch.cat(batches).float().cpu()
+
+
+def classify(scores: Tensor, classes: Sequence[str], top: int) -> list[list[Guess]]:
+    """The most probable classes of each image.
+
+    Args:
+        scores: float32 (N, C), as `logits` gives them.
+        classes: Name of each of the C classes.
+        top: How many at most.
+    """
+    shares, labels = scores.softmax(dim=1).topk(min(top, len(classes)))
+    return [
+        [
+            {"label": classes[label], "probability": round(share, 6)}
+            for share, label in zip(*image, strict=True)
+        ]
+        for image in zip(shares.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def is_known(scores: Tensor) -> Tensor:
+    """Whether each image is probably of any of the classes.
+
+    It is not if the network is less sure of it than if it had to choose between two
+    classes, as measured by the entropy: so it is with about 5 % of CIFAR-10's held-out
+    validation images, by benchmarks/unknown_images.py.
+
+    Args:
+        scores: (N, C), as `logits` gives them.
+
+    Returns:
+        bool (N,).
+    """
+    entropy: Tensor = torch.special.entr(scores.softmax(dim=1)).sum(dim=1)
+    return entropy < UNSURE
+
+
+def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
+    """Read those image files that can be read.
+
+    Returns:
+        uint8 (N, 3, 32, 32), in the order of their paths, and why each of the others
+        cannot be read.
+    """
+    pixels: list[np.ndarray] = []
+    errors: dict[str, str] = {}
+    for path in paths:
+        try:
+            pixels.append(read_image(path)[0])
+        except InputError as error:
+            errors[path] = str(error)
+    blank = np.empty((0, 32, 32, 3), np.uint8)
+    images = torch.from_numpy(np.stack(pixels) if pixels else blank)
+    return images.permute(0, 3, 1, 2), errors
 
 
 def confident_mistakes(scores: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -5,6 +5,7 @@ metrics.csv            a row an epoch
 metrics.json           the final figures
 curves.png             loss and accuracy by epoch
 lr_finder.png          the LR range test, if there was one
+report.html            all of it on one page, written last
 checkpoints/last.ckpt  the last finished epoch
 checkpoints/step.ckpt  within an epoch: at a signal, or every so many steps
 checkpoints/best.ckpt  the best one by val/acc, if anything is held out
@@ -33,6 +34,7 @@ FILES = (
     "metrics.json",
     "curves.png",
     "lr_finder.png",
+    "report.html",
     "checkpoints/last.ckpt",
     "checkpoints/step.ckpt",
     "checkpoints/best.ckpt",

@@ -1,5 +1,6 @@
 """What a run shows on the terminal and writes down, at its start and at its end."""
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,22 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from components.figures import Row, curves_figure, lr_finder_figure
+from components import report
+from components.errors import InputError
+from components.figures import (
+    Row,
+    curves_figure,
+    lr_finder_figure,
+    mistakes_figure,
+    per_class_figure,
+    reliability_figure,
+)
+from components.findings import Findings
 from components.lr_finder import RangeTest
 from components.run_folder import RunFolder, settings
+from datamodule import CIFAR10DataModule
+
+log = logging.getLogger(__name__)
 
 
 @rank_zero_only
@@ -55,7 +69,26 @@ def write_end(
     }
     logger = _logger(trainer)
     logger.log_hyperparams(settings(config), final, step=trainer.global_step)
-    logger.finalize("success")
+
+
+@rank_zero_only
+def write_report(
+    run: RunFolder, trainer: pl.Trainer, images: CIFAR10DataModule
+) -> None:
+    """Look at the test images once more, for report.html and for TensorBoard.
+
+    The training is done and saved: what goes wrong here is a line in the log.
+    """
+    try:
+        finished = report.read_run(run.path)
+        device = trainer.strategy.root_device
+        findings = report.examine_run(finished, device, images)
+        _log_pictures(trainer, findings)
+        report.write_report(finished, findings)
+    except (InputError, OSError) as error:
+        log.warning(f"no report.html: {error}")
+    finally:
+        _logger(trainer).finalize("success")
 
 
 @rank_zero_only
@@ -79,6 +112,17 @@ def show_end(metrics: dict[str, Any], folder: Path | None) -> None:
         print(f"{name:<16} {value}")
     if folder is not None:
         print(f"\nLook at it: tensorboard --logdir {shlex.quote(str(folder.parent))}")
+
+
+def _log_pictures(trainer: pl.Trainer, findings: Findings) -> None:
+    pictures = {
+        "test/per_class": per_class_figure(findings.counts, findings.classes),
+        "test/reliability": reliability_figure(findings.calibration),
+    }
+    if findings.mistakes:
+        pictures["test/mistakes"] = mistakes_figure(findings.mistakes)
+    for tag, figure in pictures.items():
+        _logger(trainer).experiment.add_figure(tag, figure, trainer.global_step)
 
 
 def _logger(trainer: pl.Trainer) -> TensorBoardLogger:

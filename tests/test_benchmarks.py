@@ -1,12 +1,16 @@
 """The measurements: they run, and what the README says of them is on record."""
 
+import csv
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc
 
 from benchmarks.lr_stability import lr_stability, picks
 from benchmarks.tables import (
@@ -17,6 +21,21 @@ from benchmarks.tables import (
     results_table,
     with_table,
 )
+from benchmarks.unknown_images import (
+    SCORES,
+    auroc,
+    held_out,
+    refused,
+    spread,
+    table,
+    unknown_images,
+)
+from components import sources
+from components.errors import InputError
+from components.inference import UNSURE
+from components.resume import read_checkpoint
+from datamodule import CIFAR10DataModule
+from run_files import LAST
 
 RESULTS = README.parent / "benchmarks" / "results"
 
@@ -55,6 +74,20 @@ def test_runs_of_a_recipe_are_put_together(
     assert "| 2 |" in row
 
 
+def test_the_most_accurate_comes_first_and_a_spoilt_time_is_left_out(
+    tmp_path: Path,
+) -> None:
+    metrics = {"val/acc": None, "seconds": 5.0, "device": "CPU", "precision": "32-true"}
+    for recipe, accuracy, timed in (("a", 0.5, True), ("b", 0.9, False)):
+        content = json.dumps(metrics | {"test/acc": accuracy})
+        (tmp_path / "metrics.json").write_text(content)
+        add_run(tmp_path, recipe, tmp_path / "runs.csv", timed=timed)
+    assert results_table(read_runs(tmp_path / "runs.csv")).splitlines()[2:] == [
+        "| b | 90.00 % |  | 1 |  | CPU, 32-true |",
+        "| a | 50.00 % |  | 1 | 5 | CPU, 32-true |",
+    ]
+
+
 def test_percent_of_one_several_and_none() -> None:
     assert percent(["0.5"]) == "50.00 %"
     assert percent(["0.5", "0.6"]) == "55.00 ± 7.07 % (50.00 to 60.00)"
@@ -80,3 +113,99 @@ def test_lr_stability_runs_small(
     [lrs] = picks(Path("out/picks.jsonl")).values()
     assert len(lrs) == 2
     assert f"{max(lrs) / min(lrs):.2f} |" in capsys.readouterr().out
+
+
+def test_auroc_is_exact_and_counts_ties_half() -> None:
+    known, unknown = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([2.0, 0.0])
+    # Of six pairs four are right (3 > 2, 3 > 0, 2 > 0, 1 > 0) and one is a tie.
+    assert auroc(known, unknown) == pytest.approx(4.5 / 6)
+    drawn = torch.rand(2, 500, generator=torch.Generator().manual_seed(0))
+    known, unknown = (drawn[0].sqrt() * 50).round() / 50, (drawn[1] * 50).round() / 50
+    labels = torch.tensor([1, 0]).repeat_interleave(500)
+    theirs = binary_auroc(torch.cat([known, unknown]), labels).item()
+    assert auroc(known, unknown) == pytest.approx(theirs, abs=1e-6)
+    assert refused(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor(0.3)) == 0.5
+
+
+def test_fewer_images_are_taken_evenly() -> None:
+    assert spread(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
+    assert spread(torch.arange(3), 4).tolist() == [0, 1, 2]
+    assert len(spread(torch.arange(0), 4)) == 0
+
+
+def test_every_score_is_higher_for_a_sure_network() -> None:
+    sure, unsure = torch.tensor([[9.0, 0, 0]]), torch.tensor([[1.0, 0.9, 0.8]])
+    for name, score in SCORES.items():
+        assert score(sure) > score(unsure), name
+    [even] = SCORES["negative entropy"](torch.zeros(1, 8)).tolist()
+    assert even == pytest.approx(-2.0794, abs=1e-4)  # log 8
+
+
+def test_unknown_images_runs_small(
+    image_folder: Path, quick_train: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Trained on red and green, it must find blue among its unknown images."""
+    for part in ("train", "test"):
+        for colour in ("red", "green"):
+            source = image_folder / part / colour
+            shutil.copytree(source, tmp_path / "two" / part / colour)
+    quick_train(data_dir="two", max_epochs=1, val_size=8)
+    for _ in range(2):
+        unknown_images("found.csv", str(LAST), data_dir=str(image_folder))
+    with Path("found.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kinds = ["uniform noise", "shuffled pixels", "drawn shapes"]
+    kinds.append("held-out classes: blue")
+    named = [(row["score"], row["unknown"]) for row in rows]
+    assert named == 2 * [(score, kind) for kind in kinds for score in SCORES]
+    for row in rows:
+        held_out = row["unknown"] == kinds[-1]
+        assert row["n_known"] == "20"
+        assert row["n_unknown"] == ("10" if held_out else "20")
+        assert row["epochs"] == "1"
+        assert 0 <= float(row["auroc"]) <= 1
+        assert float(row["known_refused"]) < 0.5
+
+
+def test_thresholds_come_from_the_images_that_were_held_out(
+    image_folder: Path, quick_train: Callable[..., dict[str, Any]]
+) -> None:
+    quick_train(max_epochs=1, val_size=9, seed=5)
+    checkpoint = read_checkpoint(LAST)
+    data = CIFAR10DataModule(
+        data_dir=str(image_folder), batch_size=8, val_size=9, seed=5
+    )
+    data.setup()
+    images = sources.load("cifar10", image_folder)
+    found = held_out(checkpoint, images.train_images, images.train_labels)
+    assert torch.equal(found, data.val_set[0])
+    others = 255 - images.train_images
+    with pytest.raises(InputError, match="give those it was trained with"):
+        held_out(checkpoint, others, images.train_labels)
+
+
+def measured_scores() -> list[dict[str, str]]:
+    with (RESULTS / "2026-11-22_unknown_images_cpu.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_readme_shows_the_measured_scores() -> None:
+    readme = README.read_text(encoding="utf-8")
+    for line in table(measured_scores()).splitlines():
+        assert line in readme
+
+
+def test_the_threshold_of_the_warning_is_the_measured_one() -> None:
+    [thresholds] = {
+        (row["threshold"], row["warned_validation"], row["warned_known"])
+        for row in measured_scores()
+        if (row["score"], row["epochs"]) == ("negative entropy", "24")
+    }
+    threshold, warned, warned_of_test = map(float, thresholds)
+    readme = " ".join(README.read_text(encoding="utf-8").split())
+    assert (
+        f"({-threshold:.2f}); {100 * warned:.1f} % of them are marked, and "
+        f"{100 * warned_of_test:.1f} % of the test images (n = 2,000 each)" in readme
+    )
+    assert -threshold == pytest.approx(UNSURE, abs=0.05)
+    assert warned == pytest.approx(0.05, abs=0.01)

@@ -63,9 +63,9 @@ def test_sizes_and_classes(data: CIFAR10DataModule) -> None:
     assert data.classes == ("blue", "green", "red")
     assert data.val_size == 12  # a tenth of 120
     assert str(data) == "108 training, 12 validation and 30 test images of 3 classes"
-    assert data.batches() == {"train": 3, "val": 1, "test": 1}
-    for split, count in data.batches().items():
-        assert len(getattr(data, f"{split}_dataloader")()) == count
+    assert data.sizes() == {"train": 108, "val": 12, "test": 30}
+    for split, batches in {"train": 3, "val": 1, "test": 1}.items():
+        assert len(getattr(data, f"{split}_dataloader")()) == batches
     data.setup()  # a second time changes nothing
     assert len(data.train_set[0]) == 108
 

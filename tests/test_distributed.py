@@ -195,7 +195,7 @@ def test_when_one_process_dies_the_other_ends_within_a_minute(
 
 def test_fewer_images_than_processes(start_two: Callable[..., Processes]) -> None:
     assert end(start_two("--val_size", "1")) == [2, 2]
-    message = "--devices: 1 validation images cannot be shared by 2 processes"
+    message = "--devices: 1 val images cannot be shared by 2 processes"
     assert message in Path("log").read_text()
     assert not Path("runs").exists()
 

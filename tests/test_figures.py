@@ -7,7 +7,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from components.figures import confusion_figure, curves_figure, lr_finder_figure
+from components.figures import (
+    confusion_figure,
+    curve_figure,
+    curves_figure,
+    lr_finder_figure,
+    mistakes_figure,
+    overlay,
+    per_class_figure,
+    reliability_figure,
+    schedule_figure,
+)
+from components.findings import Mistake, calibrate
 from components.lr_finder import RangeTest
 
 
@@ -47,6 +58,19 @@ def test_curves_without_validation() -> None:
     assert [line.get_label() for line in loss.lines] == ["train"]
 
 
+def test_one_curve_is_that_of_the_pair() -> None:
+    rows = [{"epoch": 0, "train/acc": 0.25, "val/acc": 0.5}]
+    [axes] = axes_of(curve_figure(rows, "acc"))
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[25], [50]]
+
+
+def test_schedule_is_over_epochs() -> None:
+    [axes] = axes_of(schedule_figure([0.1, 0.4, 0.2, 0.0], epochs=2))
+    assert axes.lines[0].get_xydata().tolist() == [
+        *([0, 0.1], [0.5, 0.4], [1, 0.2], [1.5, 0])
+    ]
+
+
 def test_confusion_is_in_percent_of_the_true_class() -> None:
     counts = torch.tensor([[3, 1], [0, 8]])
     [axes] = axes_of(confusion_figure(counts, ["cat", "dog"]))
@@ -60,6 +84,48 @@ def test_a_class_that_looks_like_a_formula_is_none() -> None:
     figure = confusion_figure(torch.eye(2, dtype=torch.long), names)
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+
+
+def test_accuracy_of_each_class_is_in_percent() -> None:
+    counts = torch.tensor([[3, 1, 0], [0, 8, 0], [0, 0, 0]])
+    [axes] = axes_of(per_class_figure(counts, ["cat", "$dog", "x" * 30]))
+    assert [bar.get_width() for bar in axes.patches] == [75, 100, 0]
+    assert [text.get_text() for text in axes.texts] == ["75.0", "100.0", "no image"]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["cat", "$dog", "x" * 23 + "\N{HORIZONTAL ELLIPSIS}"]
+
+
+def test_reliability_shows_accuracy_over_confidence() -> None:
+    confidence = torch.tensor([0.4, 0.6, 0.9, 1.0])
+    correct = torch.tensor([False, True, True, False])
+    figure = reliability_figure(calibrate(confidence, correct, bins=2))
+    above, below = axes_of(figure)
+    assert [(bar.get_x(), bar.get_width()) for bar in above.patches] == [
+        *((0, 50), (50, 50))
+    ]
+    heights = [bar.get_height() for bar in above.patches]
+    assert heights == pytest.approx([0, 200 / 3])
+    assert [bar.get_height() for bar in below.patches] == [25, 75]
+    assert above.get_title() == "ECE 22.50 % (2 equal-width bins)"
+
+
+def test_mistakes_show_image_and_overlay() -> None:
+    image = torch.randint(256, (32, 32, 3), dtype=torch.uint8)
+    mistake = Mistake(image, torch.zeros(32, 32), "$cat", 0.987, "dog")
+    figure = mistakes_figure([mistake] * 5)
+    shown = [axes for axes in axes_of(figure) if axes.images]
+    assert len(shown) == 5
+    assert shown[0].get_title() == "$cat 98.7 %\ntrue: dog"
+    pixels = shown[0].images[0].get_array()
+    assert np.array_equal(pixels, np.hstack([image, image]))  # nothing speaks for it
+
+
+def test_overlay_hides_the_image_where_it_is_hot() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    mixed = overlay(image, np.array([[0, 1]], np.float32))
+    assert mixed[0, 0].tolist() == [100, 100, 100]
+    hottest = 0.7 * np.array([252, 255, 164]) + 0.3 * 100  # the end of "inferno"
+    assert mixed[0, 1].tolist() == pytest.approx(hottest.tolist(), abs=1)
 
 
 def test_confusion_of_many_classes_stays_a_picture() -> None:

@@ -1,25 +1,20 @@
-"""The README against the code: commands, tables, files."""
+"""The README against the code: tables, files. Its commands are in test_docs.py."""
 
 import re
-import shlex
 from pathlib import Path
 
 from components import cli
 from custom_resnet import CustomResNet, layer_table
+from export import SUFFIXES
 from train import train
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_command_has_flags_that_exist() -> None:
-    commands = re.findall(r"python train\.py([^`#\n]*)", README)
-    assert len(commands) > 8
-    for command in commands:
-        arguments = shlex.split(command)
-        if "--help" in arguments or "NAME" in command:
-            continue
-        cli.parse(train, arguments)
+def test_every_format_of_an_export_is_in_the_table() -> None:
+    for name, suffix in SUFFIXES.items():
+        assert f"| `{name}` | `{suffix}`" in README
 
 
 def test_every_flag_is_in_the_table_of_flags() -> None:
@@ -40,11 +35,6 @@ def test_every_file_of_the_table_exists_and_no_module_is_left_out() -> None:
     modules = {path.name for path in PROJECT.glob("*.py")}
     modules |= {f"components/{path.name}" for path in PROJECT.glob("components/*.py")}
     assert modules - {"components/__init__.py"} <= named
-
-
-def test_every_link_into_the_repository_leads_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (PROJECT / target).exists(), target
 
 
 def test_every_test_of_the_reliability_page_exists() -> None:

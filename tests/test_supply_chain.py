@@ -41,7 +41,8 @@ def pins() -> list[Requirement]:
 
 
 RUNTIME = requirements("requirements.txt")
-ALL = RUNTIME | requirements("requirements-dev.txt")
+EXTRAS = requirements("requirements-extras.txt")
+ALL = RUNTIME | EXTRAS | requirements("requirements-dev.txt")
 
 
 def modules() -> list[Path]:
@@ -101,7 +102,7 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(
 
 @pytest.mark.parametrize("module", modules(), ids=str)
 def test_every_imported_package_is_required(module: Path) -> None:
-    required = set(ALL if is_test(module) else RUNTIME)
+    required = set(ALL if is_test(module) else RUNTIME | EXTRAS)
     assert [names for names in distributions(module) if not names & required] == []
 
 

@@ -32,6 +32,7 @@ def test_run_folder_is_complete(quick_train: Train) -> None:
         "metrics.json",
         "curves.png",
         "lr_finder.png",
+        "report.html",
         str(Path("checkpoints/best.ckpt")),
         str(Path("checkpoints/last.ckpt")),
     }
@@ -186,7 +187,10 @@ def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
         hparams += [
             tag for tag in events.summary_metadata if tag.startswith("_hparams_")
         ]
-    assert images == {"images/augmented", "lr_finder", "test/confusion"}
+    assert images == {
+        *("images/augmented", "lr_finder", "test/confusion"),
+        *("test/per_class", "test/reliability", "test/mistakes"),
+    }
     assert graphs == 1
     assert [event.step for event in scalars["lr"]] == list(range(6))
     assert max(event.value for event in scalars["lr"]) == pytest.approx(

@@ -1,0 +1,148 @@
+"""The pictures of docs/one_cycle.md, from the schedule and the curves on record.
+
+    python benchmarks/pictures.py
+
+writes SVG files to docs/pictures/. They show numbers only: the schedule is asked of
+`LitCustomResNet`, and the range tests are those of `lr_stability.py`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import matplotlib
+import numpy as np
+from jsonargparse import auto_cli
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pytorch_lightning.tuner.lr_finder import _LRFinder
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from components.figures import lr_finder_figure
+from components.lr_finder import BETA, RangeTest, find_valley, middle, smooth
+from lightning_module import LitCustomResNet
+
+PROJECT = Path(__file__).resolve().parent.parent
+MEASURED = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
+BATCHES, EPOCHS = 87, 24  # of 512 in the 45,000 images that train.py trains on
+
+Tests = dict[int, list[RangeTest]]  # by batch size
+
+
+def schedule(max_lr: float, steps: int) -> tuple[list[float], list[float]]:
+    """Learning rate and first beta of Adam at each step of a run."""
+    module = LitCustomResNet("ab", (0.5,) * 3, (0.25,) * 3, max_lr, base_width=1)
+    trainer = SimpleNamespace(estimated_stepping_batches=steps)
+    with mock.patch.object(LitCustomResNet, "trainer", trainer):
+        configured: dict[str, Any] = dict(module.configure_optimizers())
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]
+    lrs, betas = [], []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        lrs.append(group["lr"])
+        betas.append(group["betas"][0])
+        optimizer.step()
+        scheduler["scheduler"].step()
+    return lrs, betas
+
+
+def read_tests(file: Path = MEASURED) -> Tests:
+    """The range tests of a file, with valley and pick by the rule as it is now."""
+    tests: Tests = {}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        lrs, losses = record["lrs"], record["losses"]
+        valley = find_valley(lrs, losses, record["classes"])
+        test = RangeTest(lrs, losses, valley, middle(valley))
+        tests.setdefault(record["batch_size"], []).append(test)
+    return tests
+
+
+def lightning_suggestion(test: RangeTest) -> float:
+    """What Lightning's own rule picks from the same losses, smoothed as it does."""
+    mean, smoothed = 0.0, []
+    for step, loss in enumerate(test.losses, start=1):
+        mean = BETA * mean + (1 - BETA) * loss
+        smoothed.append(mean / (1 - BETA ** (step + 1)))
+    finder = _LRFinder("exponential", test.lrs[0], test.lrs[-1], len(test.lrs))
+    finder.results = {"lr": test.lrs, "loss": smoothed}
+    suggestion = finder.suggestion()
+    assert suggestion is not None
+    return suggestion
+
+
+def schedule_figure(max_lr: float) -> Figure:
+    """Learning rate and first beta over a run of 24 epochs."""
+    lrs, betas = schedule(max_lr, BATCHES * EPOCHS)
+    epochs = np.arange(len(lrs)) / BATCHES
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    upper.plot(epochs, lrs, color="C0")
+    peak = int(np.argmax(lrs))
+    upper.annotate(
+        f"max LR {max_lr:g} at epoch {epochs[peak]:.0f}",
+        (epochs[peak], lrs[peak]),
+        (8, 0.95 * max_lr),
+    )
+    upper.set(ylabel="learning rate")
+    lower.plot(epochs, betas, color="C1")
+    lower.set(xlabel="epoch", ylabel="first beta of Adam", xlim=(0, EPOCHS))
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def range_tests_figure(tests: Tests) -> Figure:
+    """All range tests: smoothed loss, our picks and those of Lightning's rule."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    panels = figure.subplots(len(tests), 1, sharex=True)
+    for axes, (batch_size, group) in zip(panels, tests.items(), strict=True):
+        _draw_tests(axes, group)
+        axes.set(title=f"batch size {batch_size}", ylabel="training loss, smoothed")
+    panels[0].legend(loc="lower left")
+    panels[-1].set_xlabel("learning rate")
+    return figure
+
+
+def _draw_tests(axes: Axes, tests: list[RangeTest]) -> None:
+    for seed, test in enumerate(tests):
+        lrs, smoothed = np.array(test.lrs), smooth(test.losses)
+        axes.semilogx(lrs, smoothed, color="C0", alpha=0.5, linewidth=1)
+        for label, lr, style in (
+            ("pick", test.lr, "C3o"),
+            ("Lightning's suggestion", lightning_suggestion(test), "kx"),
+        ):
+            height = np.interp(np.log(lr), np.log(lrs), smoothed)
+            axes.plot(lr, height, style, label=None if seed else label)
+    axes.set_ylim(1.4, 4.2)
+    axes.grid(alpha=0.3)
+
+
+def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
+    """Draw all pictures.
+
+    Args:
+        folder: Where they go.
+    """
+    tests = read_tests()
+    first = tests[512][0]
+    figures = {
+        "schedule": schedule_figure(first.lr),
+        "range_test": lr_finder_figure(first),
+        "range_tests": range_tests_figure(tests),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    # Drawn again they are the same files, and their letters are not pictures.
+    settings: dict[Any, Any] = {"svg.hashsalt": "docs", "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings):
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    print(*(f"{folder / name}.svg" for name in figures), sep="\n")
+
+
+if __name__ == "__main__":
+    auto_cli(pictures, as_positional=False)

@@ -1,0 +1,251 @@
+"""Which score best tells images of known classes from images of none.
+
+    python benchmarks/unknown_images.py --ckpt_path FILE --data_dir data/cifar10 \
+        --output FILE.csv
+
+compares scores of the logits on the test images of the classes that a network knows and
+on four kinds of images of which it knows none: drawn shapes, uniform noise, test images
+with shuffled pixels, and test images of classes that it has not been trained on, if
+there are such. It adds a row a score and kind to the output file. For the last kind,
+train on some of the classes, here without cat and truck:
+
+    for part in train test; do
+        mkdir -p data/eight/$part
+        ln -s $PWD/data/cifar10/$part/* data/eight/$part
+        rm data/eight/$part/cat data/eight/$part/truck
+    done
+    python train.py --data_dir data/eight --max_epochs 3 --name eight
+
+No threshold is chosen on test images: `threshold` is the score below which 5 % of the
+held-out validation images of the training fall, `known_refused` and `unknown_refused`
+are the shares of images below it. The columns `warned_` hold the shares of images of
+which predict.py says that they are probably of none of the classes.
+"""
+
+import csv
+import datetime
+import itertools
+import operator
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from components import cli, environment, sources
+from components.errors import InputError
+from components.inference import is_known, load_model, logits
+from components.resume import Checkpoint, read_checkpoint
+from components.sources import ImageSet, Source
+from components.synthetic import SHAPES, draw_shapes
+from datamodule import stratified_split
+from lightning_module import LitCustomResNet
+
+REFUSED = 0.05  # share of the known images that a threshold may refuse
+
+# float64 (N, C) -> (N,), higher for known images.
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "maximum softmax": lambda scores: scores.softmax(1).amax(1),
+    "maximum logit": lambda scores: scores.amax(1),
+    "energy": lambda scores: scores.logsumexp(1),
+    "negative entropy": lambda scores: -torch.special.entr(scores.softmax(1)).sum(1),
+}
+
+
+class Images(NamedTuple):
+    """Images, uint8 (N, 32, 32, 3), of classes that a network knows and of others.
+
+    Attributes:
+        validation: Those that were held out of its training.
+        known: Test images of its classes.
+        unknown: Images of none of its classes, by kind.
+    """
+
+    validation: Tensor
+    known: Tensor
+    unknown: dict[str, Tensor]
+
+
+def auroc(known: Tensor, unknown: Tensor) -> float:
+    """Chance that a known image scores above an unknown one; a tie counts one half."""
+    ordered = unknown.sort().values
+    below = torch.searchsorted(ordered, known)
+    not_above = torch.searchsorted(ordered, known, right=True)
+    return float((below + not_above).double().mean() / (2 * len(ordered)))
+
+
+def refused(scores: Tensor, threshold: Tensor) -> float:
+    """Share of images with a score below a threshold."""
+    return float((scores < threshold).double().mean())
+
+
+def spread(images: Tensor, limit: int) -> Tensor:
+    """At most `limit` images, evenly spaced, so that each class keeps its share."""
+    if len(images) <= limit:
+        return images
+    return images[torch.arange(limit) * len(images) // limit]
+
+
+def choose_images(
+    checkpoint: Checkpoint, images: ImageSet, limit: int, seed: int
+) -> Images:
+    """The images to ask a checkpoint's network about.
+
+    Args:
+        checkpoint: As `read_checkpoint` gives it.
+        images: Those that it was trained with, and perhaps more classes.
+        limit: How many of each kind at most.
+        seed: Of what is drawn.
+
+    Raises:
+        InputError: It was trained with others.
+    """
+    names = list(checkpoint["hyper_parameters"]["classes"])
+    labels = torch.tensor(
+        [names.index(name) if name in names else -1 for name in images.classes]
+    )
+    ours = labels[images.test_labels] >= 0
+    known, others = images.test_images[ours], images.test_images[~ours]
+    known, others = spread(known, limit), spread(others, limit)
+    count = len(known)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = known.view(count, -1, 3)
+    order = torch.rand(pixels.shape[:2], generator=generator).argsort(dim=1)
+    shuffled = pixels.gather(1, order[..., None].expand_as(pixels)).view_as(known)
+    noise = torch.randint(256, known.shape, dtype=torch.uint8, generator=generator)
+    unknown = {"uniform noise": noise, "shuffled pixels": shuffled}
+    if images.classes != SHAPES:
+        unknown["drawn shapes"] = draw_shapes(count, seed)[0]
+    if len(others):
+        left_out = ", ".join(sorted(set(images.classes) - set(names)))
+        unknown[f"held-out classes: {left_out}"] = others
+    validation = held_out(checkpoint, images.train_images, labels[images.train_labels])
+    return Images(spread(validation, limit), known, unknown)
+
+
+def held_out(checkpoint: Checkpoint, images: Tensor, labels: Tensor) -> Tensor:
+    """The validation images of a checkpoint's training.
+
+    Args:
+        checkpoint: As `read_checkpoint` gives it.
+        images: uint8 (N, 32, 32, 3), training images.
+        labels: int64 (N,), in the order of the checkpoint's classes; -1 for others.
+
+    Raises:
+        InputError: It was trained with other images.
+    """
+    images, labels = images[labels >= 0], labels[labels >= 0]
+    checksum = zlib.crc32(labels.numpy().data, zlib.crc32(images.numpy().data))
+    if checkpoint.get("images") != f"{checksum:08x}":
+        raise InputError(
+            f"--data_dir: its training images have the checksum {checksum:08x}, the "
+            f"checkpoint's {checkpoint.get('images')}; give those it was trained with"
+        )
+    config = checkpoint["config"]
+    _, chosen = stratified_split(labels, config["val_size"], config["seed"])
+    return images[chosen]
+
+
+def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
+    """A row a score and kind of unknown images, with figures in shares."""
+
+    def ask(asked: Tensor) -> Tensor:
+        return logits(model, asked.permute(0, 3, 1, 2)).double()
+
+    def warned(scores: Tensor) -> float:
+        return float((~is_known(scores)).double().mean())
+
+    validation, known = ask(images.validation), ask(images.known)
+    rows = []
+    for kind, pixels in images.unknown.items():
+        unknown = ask(pixels)
+        for name, score in SCORES.items():
+            ours, theirs = score(known), score(unknown)
+            threshold = score(validation).quantile(REFUSED)
+            row = {
+                "score": name,
+                "unknown": kind,
+                "n_known": len(ours),
+                "n_unknown": len(theirs),
+                "auroc": auroc(ours, theirs),
+                "fpr_at_95_tpr": 1 - refused(theirs, ours.quantile(REFUSED)),
+                "n_validation": len(validation),
+                "threshold": float(threshold),
+                "known_refused": refused(ours, threshold),
+                "unknown_refused": refused(theirs, threshold),
+                "warned_validation": warned(validation),
+                "warned_known": warned(known),
+                "warned_unknown": warned(unknown),
+            }
+            rows.append(
+                {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+            )
+    return rows
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A row a network and kind: AUROC of each score, and share with a warning."""
+    lines = [
+        f"| unknown images | network | n | {' | '.join(SCORES)} | warned of |",
+        f"|{'---|' * (len(SCORES) + 4)}",
+    ]
+    kind = operator.itemgetter("unknown", "n_classes", "base_width", "epochs")
+    for (unknown, classes, width, epochs), same in itertools.groupby(rows, kind):
+        group = list(same)
+        network = f"{classes} classes, width {width}, {epochs} epochs"
+        cells = [unknown, network, group[0]["n_unknown"]]
+        cells += [f"{float(row['auroc']):.3f}" for row in group]
+        cells.append(f"{100 * float(group[0]['warned_unknown']):.1f} %")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def unknown_images(
+    output: str,
+    ckpt_path: str,
+    data: Source = "cifar10",
+    data_dir: str = "data",
+    limit: int = 2000,
+    seed: int = 3,
+) -> None:
+    """Compare scores by AUROC and add the rows to a CSV file.
+
+    Args:
+        output: CSV file to which the rows are added.
+        ckpt_path: Checkpoint of a network.
+        data: Known images, as for train.py.
+        data_dir: Folder of the images.
+        limit: How many images of each kind at most.
+        seed: Seed of the noise and of the shapes.
+    """
+    path = Path(ckpt_path)
+    model, checkpoint = load_model(path), read_checkpoint(path, to_resume=False)
+    sources.fetch(data, Path(data_dir))
+    images = sources.load(data, Path(data_dir))
+    chosen = choose_images(checkpoint, images, limit, seed)
+    cpu = environment.Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
+    shared = {
+        "date": datetime.date.today().isoformat(),
+        "n_classes": len(checkpoint["hyper_parameters"]["classes"]),
+        "base_width": model.hparams["base_width"],
+        "epochs": checkpoint["epoch"] + 1,
+        **environment.circumstances(cpu),
+    }
+    rows = [row | shared for row in compare(model, chosen)]
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    is_new = not Path(output).exists()
+    with Path(output).open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+    print(table([{name: str(value) for name, value in row.items()} for row in rows]))
+
+
+if __name__ == "__main__":
+    cli.run("unknown_images.py", unknown_images)

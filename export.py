@@ -1,0 +1,284 @@
+"""Write a trained network in a form that other programs read.
+
+python export.py --format onnx --ckpt_path runs/NAME/checkpoints/last.ckpt
+python export.py --help
+"""
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from components import cli
+from components.augmentation import IMAGE_SIZE
+from components.checkpoint import AtomicCheckpointIO
+from components.class_folders import one_line
+from components.errors import InputError
+from components.files import replacing
+from components.inference import WEIGHTS, load_model
+from components.resume import IDENTITY, read_checkpoint
+from custom_resnet import CustomResNet
+from lightning_module import LitCustomResNet
+
+Format = Literal["onnx", "torch", "safetensors", "weights"]
+# uint8 (B, 32, 32, 3), on the CPU -> float32 (B, C), probabilities.
+Classify = Callable[[Tensor], Tensor]
+
+SUFFIXES = {
+    "onnx": ".onnx",
+    "torch": ".pt2",
+    "safetensors": ".safetensors",
+    "weights": ".weights.ckpt",
+}
+BATCHES = (1, 7)  # sizes with which every export is checked
+TOLERANCE = 1e-4  # largest difference of a probability from PyTorch's
+
+
+class Classifier(nn.Module):
+    """Probabilities of images as image files hold them; all preprocessing is inside."""
+
+    def __init__(self, model: LitCustomResNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images (B, 32, 32, 3) to probabilities (B, C)."""
+        scores: Tensor = self.model(images.permute(0, 3, 1, 2))
+        return scores.softmax(dim=1)
+
+
+def export(
+    *,
+    format: Format,
+    ckpt_path: str | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a trained network in a form that other programs read.
+
+    onnx and torch (a .pt2 of torch.export) map images, uint8 (B, 32, 32, 3), to
+    probabilities; safetensors holds the weights; weights is a checkpoint without the
+    state of the optimizer. Each is read back and compared before it is kept.
+
+    Args:
+        format: What to write.
+        ckpt_path: Checkpoint of the network; null for the project's own weights.
+        output: File to write; null for the checkpoint's name with another suffix.
+        overwrite: Replace the file that is there.
+
+    Raises:
+        InputError: The output is there, cannot be written or differs.
+    """
+    checkpoint = Path(ckpt_path or WEIGHTS)
+    model = load_model(None if ckpt_path is None else checkpoint)
+    make_contiguous(model)
+    target = Path(output or checkpoint.with_suffix(SUFFIXES[format]))
+    check_target(target, overwrite=overwrite)
+    write, read = FORMATS[format]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        draft = Path(folder) / f"draft{SUFFIXES[format]}"
+        with needed_packages(format):
+            write(model, checkpoint, draft)
+            difference = largest_difference(Classifier(model), read(draft))
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"--format {format}: its probabilities differ from PyTorch's by "
+                f"{difference:.1e}, more than {TOLERANCE}, so nothing is written; "
+                "install the versions in requirements-extras.txt"
+            )
+        with replacing(target) as file:
+            file.write(draft.read_bytes())
+    print(
+        f"{one_line(target)}: {target.stat().st_size / 1e6:.1f} MB, probabilities "
+        f"within {difference:.1e} of PyTorch's on {sum(BATCHES)} random images"
+    )
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot or should not be written.
+
+    Raises:
+        InputError: It is there, or a folder, or in a folder that is not there.
+    """
+    name = f"--output {one_line(target)}"
+    if target.exists() and not target.is_file():
+        raise InputError(f"{name}: a folder or device; give a file")
+    if not target.parent.is_dir():
+        raise InputError(f"{name}: its folder is not there; make it, or give another")
+    if target.exists() and not overwrite:
+        raise InputError(f"{name}: already there; give another, or --overwrite")
+
+
+def make_contiguous(model: LitCustomResNet) -> None:
+    """Lay every tensor out by itself, as files hold them."""
+    model.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.mean, model.std = model.mean.clone(), model.std.clone()
+
+
+@contextlib.contextmanager
+def needed_packages(format: Format) -> Any:
+    """Say in one line which packages a format needs, and silence their chatter.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+            # torch.export.load reads weights so, and nobody writes to them.
+            # https://github.com/pytorch/pytorch/issues/129077
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            yield
+    except ImportError as error:
+        raise InputError(
+            f"--format {format} needs the package {error.name}: "
+            "pip install -r requirements-extras.txt"
+        ) from None
+
+
+def largest_difference(ours: Classify, theirs: Classify) -> float:
+    """How far the probabilities of two networks differ on random images."""
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for size in BATCHES:
+        shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        with torch.inference_mode():
+            differences.append((ours(images) - theirs(images)).abs().max())
+    return float(torch.stack(differences).max())
+
+
+def description(model: LitCustomResNet) -> dict[str, str]:
+    """What a program must know beside the weights, as JSON."""
+    names = ("classes", "mean", "std", "base_width")
+    return {name: json.dumps(model.hparams[name]) for name in names}
+
+
+def trace(model: LitCustomResNet) -> ExportedProgram:
+    """The graph of a network, for any number of images."""
+    images = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(
+        Classifier(model), (images,), dynamic_shapes=shapes, strict=False
+    )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
+
+
+def write_onnx(model: LitCustomResNet, _: Path, path: Path) -> None:
+    """Write an ONNX graph with the class names in its metadata."""
+    import onnx
+
+    program = torch.onnx.export(
+        trace(model),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, description(model))
+    onnx.save(proto, path)
+
+
+def read_onnx(path: Path) -> Classify:
+    """The network of an ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def classify(images: Tensor) -> Tensor:
+        [probabilities] = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(probabilities)
+
+    return classify
+
+
+def write_torch(model: LitCustomResNet, _: Path, path: Path) -> None:
+    """Write a .pt2 of torch.export with the class names as an extra file."""
+    extra = {f"{name}.json": text for name, text in description(model).items()}
+    torch.export.save(trace(model), path, extra_files=extra)
+
+
+def read_torch(path: Path) -> Classify:
+    """The network of a .pt2 file."""
+    classify: Classify = torch.export.load(path).module()
+    return classify
+
+
+def write_safetensors(model: LitCustomResNet, _: Path, path: Path) -> None:
+    """Write the weights of `CustomResNet`, with the class names in the metadata."""
+    from safetensors.torch import save_file
+
+    save_file(model.net.state_dict(), path, description(model))
+
+
+def read_safetensors(path: Path) -> Classify:
+    """The network of a .safetensors file, from nothing but the file."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        known = {name: json.loads(text) for name, text in file.metadata().items()}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    net = CustomResNet(len(known["classes"]), known["base_width"])
+    net.load_state_dict(weights)
+    mean, std = (torch.tensor(known[name]) for name in ("mean", "std"))
+
+    def classify(images: Tensor) -> Tensor:
+        scores = net.eval()(((images / 255 - mean) / std).permute(0, 3, 1, 2))
+        return torch.softmax(scores, dim=1)
+
+    return classify
+
+
+def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
+    """Write a checkpoint with the weights and what shaped them, nothing else."""
+    saved = read_checkpoint(checkpoint, to_resume=False)
+    config = saved.get("config", {})
+    content = {
+        "epoch": saved.get("epoch", 0),
+        "global_step": saved.get("global_step", 0),
+        "pytorch-lightning_version": version("pytorch-lightning"),
+        "hyper_parameters": saved["hyper_parameters"],
+        "state_dict": model.state_dict(),
+        "config": {flag: config[flag] for flag in (*IDENTITY, "lr") if flag in config},
+        "images": saved.get("images"),
+    }
+    AtomicCheckpointIO().save_checkpoint(content, path)
+
+
+def read_weights(path: Path) -> Classify:
+    """The network of a checkpoint."""
+    return Classifier(load_model(path))
+
+
+Write = Callable[[LitCustomResNet, Path, Path], None]
+FORMATS: dict[Format, tuple[Write, Callable[[Path], Classify]]] = {
+    "onnx": (write_onnx, read_onnx),
+    "torch": (write_torch, read_torch),
+    "safetensors": (write_safetensors, read_safetensors),
+    "weights": (write_weights, read_weights),
+}
+
+
+def main() -> None:
+    """The command line."""
+    cli.run("export.py", export)
+
+
+if __name__ == "__main__":
+    main()

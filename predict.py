@@ -1,0 +1,218 @@
+"""Say what is on images.
+
+python predict.py cat.jpg photos/ --ckpt_path runs/NAME/checkpoints/last.ckpt
+python predict.py photos/ --json > photos.json
+python predict.py --help
+"""
+
+import hashlib
+import json as json_format
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from components import cli
+from components.class_folders import EXTENSIONS, one_line
+from components.errors import InputError
+from components.figures import overlay
+from components.inference import (
+    BATCH_SIZE,
+    Prediction,
+    classify,
+    grad_cam,
+    is_known,
+    load_model,
+    logits,
+    read_images,
+)
+from lightning_module import LitCustomResNet
+
+ENLARGED = 8  # times, in the pictures of `--explain`
+BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
+
+
+def predict(
+    images: list[str],
+    ckpt_path: str | None = None,
+    json: bool = False,
+    explain: str | None = None,
+    top: int = 5,
+) -> None:
+    """Say what is on images, and which are probably of none of the classes.
+
+    Args:
+        images: Image files, and folders of which all images are taken.
+        ckpt_path: Checkpoint of the network; null for the project's own weights.
+        json: Write JSON instead of a table.
+        explain: Folder for pictures of where the network looks (Grad-CAM).
+        top: How many classes to name of each image.
+
+    Raises:
+        InputError: A file cannot be read; all others are done by then.
+    """
+    if top < 1:
+        raise InputError(f"--top must be a whole number, at least 1, got {top}")
+    model = load_model(None if ckpt_path is None else Path(ckpt_path))
+    paths = list(dict.fromkeys(find_images(images)))
+    if explain is not None:
+        make_folder(Path(explain))
+    width = max(len(one_line(path)) for path in paths)
+    results: list[Prediction] = []
+    for start in range(0, len(paths), BATCH_SIZE):
+        batch = predict_batch(model, paths[start : start + BATCH_SIZE], top, explain)
+        results += batch
+        if not json:
+            show(batch, width)
+    if json:
+        say(json_format.dumps(results, indent=2))
+    failed = sum(result["error"] is not None for result in results)
+    if failed:
+        raise InputError(f"{failed} of {len(results)} images could not be read")
+
+
+def find_images(names: Sequence[str]) -> Iterator[str]:
+    """The files among paths as they are, and the images below the folders, sorted.
+
+    Raises:
+        InputError: A folder has none, or cannot be read.
+    """
+    for name in names:
+        if not os.path.isdir(name):
+            yield name
+            continue
+        found = []
+        for root, folders, files in os.walk(name, onerror=refuse_folder):
+            folders[:] = [folder for folder in folders if folder[0] != "."]
+            found += [
+                os.path.join(root, file)
+                for file in files
+                if file[0] != "." and file.lower().endswith(EXTENSIONS)
+            ]
+        if not found:
+            raise InputError(
+                f"{one_line(name)}: no image ({' '.join(EXTENSIONS)}) in this folder; "
+                "give another, or files"
+            )
+        yield from sorted(found)
+
+
+def predict_batch(
+    model: LitCustomResNet, paths: Sequence[str], top: int, explain: str | None
+) -> list[Prediction]:
+    """What the network says of at most `BATCH_SIZE` files, in their order.
+
+    Args:
+        model: As `load_model` gives it.
+        paths: The files.
+        top: How many classes to name of each.
+        explain: Folder for Grad-CAM pictures, or None.
+    """
+    images, errors = read_images(paths)
+    readable = [path for path in paths if path not in errors]
+    results: dict[str, Prediction] = {
+        path: {"file": path, "predictions": [], "known": False, "error": error}
+        for path, error in errors.items()
+    }
+    if readable:
+        scores = logits(model, images)
+        guesses = classify(scores, model.hparams["classes"], top)
+        are_known = is_known(scores).tolist()
+        for path, guess, known in zip(readable, guesses, are_known, strict=True):
+            results[path] = {
+                "file": path,
+                "predictions": guess,
+                "known": known,
+                "error": None,
+            }
+        if explain is not None:
+            heats = grad_cam(model, images, scores.argmax(dim=1))
+            save_explanations(Path(explain), readable, images, heats)
+    return [results[path] for path in paths]
+
+
+def save_explanations(
+    folder: Path, paths: Sequence[str], images: Tensor, heats: Tensor
+) -> None:
+    """Save an image of each file, as the network sees it, beside where it looks.
+
+    Args:
+        folder: Where to.
+        paths: Where the N images come from.
+        images: uint8 (N, 3, 32, 32).
+        heats: float32 (N, 32, 32), as `grad_cam` gives them.
+    """
+    for path, image, heat in zip(paths, images, heats, strict=True):
+        pixels = image.permute(1, 2, 0).numpy()
+        picture = Image.fromarray(np.hstack([pixels, overlay(pixels, heat.numpy())]))
+        size = (ENLARGED * picture.width, ENLARGED * picture.height)
+        picture.resize(size, Image.Resampling.NEAREST).save(folder / picture_name(path))
+
+
+def picture_name(path: str) -> str:
+    """A name that no other path has, and that is short enough for any file system."""
+    digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
+    return f"{Path(path).stem[:40]}_{digest[:12]}.png"
+
+
+def show(results: Sequence[Prediction], width: int) -> None:
+    """Print a row a file; those that cannot be read go to stderr."""
+    named = [guess["label"] for result in results for guess in result["predictions"]]
+    longest = max(map(len, named), default=0)
+    for result in results:
+        if result["error"] is not None:
+            print(f"predict.py: {result['error']}", file=sys.stderr)
+            continue
+        cells = [
+            f"{guess['label']:<{longest}} {100 * guess['probability']:5.1f} %"
+            for guess in result["predictions"]
+        ]
+        if not result["known"]:
+            cells.append("probably none of the classes")
+        say(f"{one_line(result['file']):<{width}}  {'  '.join(cells)}")
+
+
+def say(text: str) -> None:
+    """Print; end without a word when nobody reads any more, as after `| head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try once more, and complain, when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of `--explain`.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--explain {one_line(folder)}: not a folder that can be made "
+            f"({error.strerror}); choose another"
+        ) from None
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Report a folder that `os.walk` would pass over."""
+    raise InputError(
+        f"{one_line(error.filename)}: cannot be read ({error.strerror}); leave it out"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    cli.run("predict.py", predict)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Exports: each is read back by the program that it is for, and compared."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import export
+from components.errors import InputError
+from components.inference import load_model
+from lightning_module import LitCustomResNet
+from run_files import LAST, weights
+
+CLASSES = ["blue", "green", "red"]
+
+
+@pytest.fixture
+def trained(quick_train: Callable[..., dict[str, Any]]) -> LitCustomResNet:
+    """The network of a short run, which is in `LAST`."""
+    quick_train()
+    return load_model(LAST)
+
+
+def random_images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(
+        256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator
+    )
+
+
+def expected(model: LitCustomResNet, images: Tensor) -> Tensor:
+    scores: Tensor = model(images.permute(0, 3, 1, 2))
+    return scores.softmax(dim=1)
+
+
+def run(format: export.Format, **flags: Any) -> None:
+    export.export(format=format, ckpt_path=str(LAST), **flags)
+
+
+def test_onnx_gives_the_same_probabilities(
+    trained: LitCustomResNet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run("onnx")
+    path = LAST.with_suffix(".onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [images], [output] = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type) == ("images", "tensor(uint8)")
+    assert images.shape[1:] == [32, 32, 3]
+    assert (output.name, output.type) == ("probabilities", "tensor(float)")
+    for count in (1, 7):
+        batch = random_images(count)
+        [found] = session.run(None, {"images": batch.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected(trained, batch))
+    known = session.get_modelmeta().custom_metadata_map
+    assert json.loads(known["classes"]) == CLASSES
+    assert json.loads(known["mean"]) == list(trained.hparams["mean"])
+    assert b"/export.py" not in path.read_bytes()  # where it was made is nobody's
+    assert "probabilities within" in capsys.readouterr().out
+    assert [file.name for file in LAST.parent.glob("*.onnx*")] == ["last.onnx"]
+
+
+def test_torch_gives_the_same_probabilities(trained: LitCustomResNet) -> None:
+    run("torch")
+    extra = {"classes.json": ""}
+    with export.needed_packages("torch"):
+        program = torch.export.load(LAST.with_suffix(".pt2"), extra_files=extra)
+    for count in (1, 7):
+        images = random_images(count)
+        torch.testing.assert_close(program.module()(images), expected(trained, images))
+    assert json.loads(extra["classes.json"]) == CLASSES
+    assert b"/export.py" not in LAST.with_suffix(".pt2").read_bytes()
+
+
+def test_safetensors_hold_the_weights_and_what_to_know(
+    trained: LitCustomResNet,
+) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    run("safetensors")
+    with safetensors.safe_open(LAST.with_suffix(".safetensors"), "pt") as file:
+        known = {name: json.loads(text) for name, text in file.metadata().items()}
+        found = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    torch.testing.assert_close(found, weights(), rtol=0, atol=0)
+    assert known["classes"] == CLASSES
+    assert known["mean"] == list(trained.hparams["mean"])
+    assert known["std"] == list(trained.hparams["std"])
+    assert known["base_width"] == 4
+
+
+def test_weights_are_a_checkpoint_without_the_optimizer(
+    trained: LitCustomResNet,
+) -> None:
+    run("weights", output="weights.ckpt")
+    saved = torch.load("weights.ckpt", weights_only=True)
+    assert "optimizer_states" not in saved
+    assert saved["config"]["base_width"] == 4
+    assert "data_dir" not in saved["config"]  # a folder of this machine
+    images = random_images(3)
+    restored = LitCustomResNet.load_from_checkpoint("weights.ckpt", weights_only=True)
+    for model in (load_model(Path("weights.ckpt")), restored.eval()):
+        assert list(model.hparams["classes"]) == CLASSES
+        assert torch.equal(expected(model, images), expected(trained, images))
+    assert {value.dtype for value in restored.state_dict().values()} == {
+        torch.float32,
+        torch.int64,  # batch norm's counters
+    }
+
+
+def test_an_existing_file_is_only_replaced_when_asked(
+    trained: LitCustomResNet,
+) -> None:
+    path = Path("mine")
+    path.write_text("precious")
+    with pytest.raises(InputError, match="--output mine: already there"):
+        run("weights", output="mine")
+    assert path.read_text() == "precious"
+    run("weights", output="mine", overwrite=True)
+    assert load_model(path).hparams["classes"] == trained.hparams["classes"]
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_export_that_differs_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(path: Path) -> export.Classify:
+        return lambda images: export.read_weights(path)(images) + 0.01
+
+    monkeypatch.setitem(export.FORMATS, "weights", (export.write_weights, wrong))
+    with pytest.raises(InputError, match=r"differ from PyTorch's by 1\.0e-02"):
+        run("weights", output="new.ckpt")
+    assert not Path("new.ckpt").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-extras\.txt$"):
+        run("safetensors")
+
+
+WRONG = {
+    "no format": ([], "the following arguments are required: format"),
+    "format": (["--format", "coreml"], "--format must be 'onnx' or 'torch' or"),
+    "no checkpoint": (
+        ["--format", "onnx", "--ckpt_path", "nosuch"],
+        "--ckpt_path nosuch: no such file; give a checkpoint that train.py",
+    ),
+    "folder": (
+        ["--format", "onnx", "--ckpt_path", str(LAST), "--output", "runs"],
+        "--output runs: a folder or device; give a file",
+    ),
+    "no folder": (
+        ["--format", "onnx", "--ckpt_path", str(LAST), "--output", "nosuch/x.onnx"],
+        "--output nosuch/x.onnx: its folder is not there",
+    ),
+}
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    capsys.readouterr()  # the training's
+    monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        export.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1, error
+    assert error.startswith(f"export.py: error: {message}")

@@ -1,0 +1,75 @@
+"""Findings against numbers worked out by hand, and against torchmetrics."""
+
+import pytest
+import torch
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+from components.findings import BINS, MISTAKES, calibrate, examine
+from components.inference import grad_cam, logits
+from lightning_module import LitCustomResNet
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def test_calibration_by_hand() -> None:
+    confidence = torch.tensor([0.4, 0.45, 0.6, 0.9, 1.0])
+    correct = torch.tensor([False, True, True, True, True])
+    found = calibrate(confidence, correct, bins=2)
+    assert found.counts.tolist() == [2, 3]
+    assert found.confidence.tolist() == pytest.approx([0.425, 2.5 / 3])
+    assert found.accuracy.tolist() == [0.5, 1]
+    assert found.ece == pytest.approx((2 * 0.075 + 3 * 0.5 / 3) / 5)
+
+
+def test_an_image_on_an_edge_is_in_the_lower_bin() -> None:
+    found = calibrate(torch.tensor([0.5, 1.0]), torch.tensor([True, True]), bins=2)
+    assert found.counts.tolist() == [1, 1]
+
+
+def test_calibration_agrees_with_torchmetrics() -> None:
+    torch.manual_seed(0)
+    scores, labels = 3 * torch.randn(500, 10), torch.randint(10, (500,))
+    confidence, said = scores.softmax(dim=1).max(dim=1)
+    theirs = multiclass_calibration_error(scores, labels, 10, n_bins=BINS)
+    ours = calibrate(confidence, said == labels)
+    assert ours.counts.sum() == 500
+    assert ours.ece == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_findings_are_what_the_network_says() -> None:
+    torch.manual_seed(0)
+    module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
+    model = module.eval().requires_grad_(False)
+    images = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.arange(60) % 3
+    found = examine(model, images, labels)
+    scores = logits(model, images.permute(0, 3, 1, 2))
+    assert torch.equal(found.counts, multiclass_confusion_matrix(scores, labels, 3))
+    said = scores.argmax(dim=1)
+    accuracy = found.calibration.accuracy @ found.calibration.counts.double() / 60
+    assert accuracy == pytest.approx((said == labels).double().mean().item())
+
+    assert len(found.mistakes) == MISTAKES
+    sure = [mistake.probability for mistake in found.mistakes]
+    wrong = scores.softmax(dim=1).amax(dim=1)[said != labels]
+    assert sure == pytest.approx(wrong.sort(descending=True).values[:MISTAKES].tolist())
+    for mistake in found.mistakes:
+        [place] = (images == mistake.image).all(dim=(1, 2, 3)).nonzero().flatten()
+        assert mistake.said == CLASSES[said[place]]
+        assert mistake.true == CLASSES[labels[place]]
+        heat = grad_cam(model, mistake.image.permute(2, 0, 1)[None], said[place, None])
+        torch.testing.assert_close(mistake.heat, heat[0])
+
+
+def test_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.findings.grad_cam", None)  # has nothing to do
+    module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
+    model = module.eval().requires_grad_(False)
+    images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
+    said = logits(model, images.permute(0, 3, 1, 2)).argmax(dim=1)
+    found = examine(model, images, said)
+    assert found.mistakes == []
+    assert found.counts.diag().sum() == 4
