@@ -1,13 +1,16 @@
 """Going on with a run: from which checkpoint, and when it is refused."""
 
+import importlib
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from components.callbacks import RunProgressBar
 from components.checkpoint import AtomicCheckpointIO
@@ -210,6 +213,37 @@ def test_a_payload_within_a_good_checkpoint_is_refused(quick_train: Train) -> No
     assert not Path("payload-ran").exists()
     torch.load(LAST, weights_only=False)  # it is a real one
     assert Path("payload-ran").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"predict image.png --ckpt_path {LAST}",
+        f"export --ckpt_path {LAST} --format weights",
+        "report runs/run",
+    ],
+)
+def test_every_command_refuses_a_payload(
+    command: str,
+    quick_train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("jinja2")  # for the report
+    quick_train(max_epochs=1)
+    saved = torch.load(LAST, weights_only=True)
+    AtomicCheckpointIO().save_checkpoint(saved | {"config": Payload()}, LAST)
+    Image.new("RGB", (32, 32)).save("image.png")
+    program, *arguments = command.split()
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(program).main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1
+    assert "last.ckpt: damaged, or not a checkpoint" in error
+    assert not Path("payload-ran").exists()
 
 
 @pytest.mark.gpu
