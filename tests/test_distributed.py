@@ -37,7 +37,7 @@ def test_two_processes_leave_one_run_and_count_every_image_once(
         [sys.executable, str(SCRIPT), *flags],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def start_two(
     return start
 
 
-def end(processes: Processes, timeout: float = 120) -> list[int | None]:
+def end(processes: Processes, timeout: float = 300) -> list[int | None]:
     """Exit codes."""
     for process in processes:
         process.join(timeout)

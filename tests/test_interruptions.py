@@ -96,7 +96,7 @@ def start(fork: Start, image_folder: Path) -> Start:
 
 
 def end(process: Any, code: int = 0) -> None:
-    process.join(timeout=120)
+    process.join(timeout=300)
     assert process.exitcode == code
 
 
@@ -162,6 +162,16 @@ def test_killed_at_a_bad_moment(
     end(start(tmp_path, ckpt_path="last"))
     assert_same(everything(tmp_path), expected)
     assert ("starting afresh" in (tmp_path / "log").read_text()) == (not is_saved)
+
+
+def test_killed_in_the_range_test_starts_afresh(
+    start: Start, unbroken: Unbroken, tmp_path: Path
+) -> None:
+    expected, _ = unbroken(precision="32-true", lr="auto")
+    end(start(tmp_path, "step", 5, signal.SIGKILL, 1, lr="auto"), -signal.SIGKILL)
+    end(start(tmp_path, lr="auto", ckpt_path="last"))
+    assert_same(everything(tmp_path), expected)
+    assert "starting afresh" in (tmp_path / "log").read_text()
 
 
 def kill_at_random(

@@ -84,6 +84,7 @@ def test_it_runs_in_a_kernel_as_it_is(project: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, 4)
+    Path.home().mkdir()  # where Jupyter keeps its settings
     where = {"metadata": {"path": str(project / "notebooks")}}
     nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
     assert pictures(notebook.cells) == FIGURES
