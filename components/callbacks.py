@@ -246,7 +246,7 @@ class TensorBoardDetails(Callback):
             self.writer.add_figure("test/confusion", figure, trainer.global_step)
 
 
-@functools.cache  # torch never frees what it has traced, some 5 MB each time
+@functools.cache  # torch never frees what it has traced
 def _traced(num_classes: int, base_width: int) -> Any:
     """The network's graph for TensorBoard."""
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():

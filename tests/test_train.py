@@ -98,16 +98,20 @@ def test_last_is_the_last_epoch_and_best_the_best(quick_train: Train) -> None:
     assert best["epoch"] == accuracies.index(max(accuracies))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
-    quick_train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def scale_loss(factor: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply the loss of each step by a factor."""
     plain_step = LitCustomResNet.training_step
 
     def step(module: LitCustomResNet, batch: Any, batch_idx: int) -> torch.Tensor:
-        loss = plain_step(module, batch, batch_idx)
-        return loss * math.nan if module.global_step >= 4 else loss
+        return plain_step(module, batch, batch_idx) * factor(module.global_step)
 
     monkeypatch.setattr(LitCustomResNet, "training_step", step)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale_loss(lambda step: math.nan if step >= 4 else 1, monkeypatch)
     with pytest.raises(DivergedError) as caught:
         quick_train(max_epochs=3)
     lr = 0.01 - (4 - 0.875) / (8 - 0.875) * 0.01  # 3 epochs of 3 steps, peak at 0.875
@@ -144,13 +148,7 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_saved(
 def test_a_loss_that_is_not_finite_is_not_saved_within_an_epoch(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain_step = LitCustomResNet.training_step
-
-    def step(module: LitCustomResNet, batch: Any, batch_idx: int) -> torch.Tensor:
-        loss = plain_step(module, batch, batch_idx)
-        return loss * math.inf if module.global_step == 2 else loss
-
-    monkeypatch.setattr(LitCustomResNet, "training_step", step)
+    scale_loss(lambda step: math.inf if step == 2 else 1, monkeypatch)
     with pytest.raises(DivergedError, match=f"at step 2, .* good checkpoint: {STEP};"):
         quick_train(batch_size=16, ckpt_every_n_steps=2)
     assert torch.load(STEP, weights_only=True)["global_step"] == 2
