@@ -135,6 +135,8 @@ def train(
     )
     check_processes(config, hardware.world_size, hardware.device.type)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
+    if hardware.device.type == "cpu":
+        environment.keep_freed_memory()
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
     checkpoint, saved = find_checkpoint(run, config)
     images = CIFAR10DataModule(

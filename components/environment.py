@@ -1,5 +1,6 @@
 """What the run stands on: device, precision, versions, commit."""
 
+import ctypes
 import platform
 import shlex
 import subprocess
@@ -25,6 +26,7 @@ Precision = Literal[
 ]
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "tensorboard")
 PROJECT = Path(__file__).resolve().parent.parent
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class Hardware(NamedTuple):
@@ -88,6 +90,19 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
         return "bf16-mixed"
     return "32-true"
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed tensors for the next ones.
+
+    By itself it gives every large block back and asks for it anew, and the page faults
+    of a step's activations take nearly half of a large batch's time on a CPU:
+    benchmarks/results/2026-11-22_profile_cpu.md. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def circumstances(hardware: Hardware) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Device, precision, versions, commit."""
 
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -76,3 +78,32 @@ def test_commit_of_a_checkout_and_of_an_exported_tree(
 def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert environment.commit() == "unknown"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_freed_memory_is_kept() -> None:
+    script = """
+import resource
+import torch
+from components import environment
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(faults() for _ in range(3)))
+environment.keep_freed_memory()
+print(min(faults() for _ in range(3)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=environment.PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"GLIBC_TUNABLES": "", "LD_PRELOAD": ""},
+    )
+    before, after = map(int, done.stdout.split())
+    assert before > 20  # 2**24 floats are 16,384 small pages, or 32 huge ones
+    assert after < 5
