@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components import sources
-from components.augmentation import Augmentation
+from components.augmentation import Augmentation, Flip, PaddingMode
 from components.errors import InputError
 from components.loader import EvalLoader, TrainLoader
 
@@ -28,7 +28,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         val_size: Images of the training set that are held out; 0 trains on all.
         seed: Decides the split, the order of the images and their augmentation.
         crop_padding: Border for the random crop in pixels; 0 switches it off.
-        flip: Mirror images at random.
+        padding_mode: What the border shows.
+        flip: How images are mirrored.
         cutout: Side of the cutout square in pixels; 0 switches it off.
         download_url: Where to look for CIFAR-10's archive first.
 
@@ -45,7 +46,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         val_size: int | Literal["auto"] = "auto",
         seed: int = 0,
         crop_padding: int = 4,
-        flip: bool = True,
+        padding_mode: PaddingMode = "constant",
+        flip: Flip = "random",
         cutout: int = 8,
         download_url: str | None = None,
     ) -> None:
@@ -54,7 +56,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.download_url = download_url
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size
-        self.augmentation = Augmentation(crop_padding, flip, cutout)
+        self.augmentation = Augmentation(crop_padding, padding_mode, flip, cutout)
 
     def prepare_data(self) -> None:
         """Download what is missing."""

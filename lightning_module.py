@@ -1,6 +1,7 @@
 """`LitCustomResNet`: the network with its loss, metrics, optimizer and schedule."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +17,7 @@ from torchmetrics.classification import (
 from components.loader import Batch
 from custom_resnet import CustomResNet
 
+Tta = Literal["none", "flip"]  # test-time augmentation
 PCT_START = 5 / 24  # the LR peaks at epoch 5 of 24, and at the same share of other runs
 
 
@@ -35,6 +37,7 @@ class LitCustomResNet(pl.LightningModule):
         label_smoothing: Share of each target that is spread over all classes, in
             training only.
         base_width: Channels of the first convolution.
+        tta: How to test also with test-time augmentation.
     """
 
     mean: Tensor
@@ -49,6 +52,7 @@ class LitCustomResNet(pl.LightningModule):
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
         base_width: int = 64,
+        tta: Tta = "none",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -70,6 +74,7 @@ class LitCustomResNet(pl.LightningModule):
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
+        self.test_acc_tta = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (B, 3, 32, 32) to logits (B, num_classes).
@@ -97,8 +102,11 @@ class LitCustomResNet(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Plain cross-entropy, accuracy and confusion of one test batch."""
+        images, labels = batch
         logits = self._evaluate(batch, self.test_loss, self.test_acc)
-        self.test_confusion.update(logits, batch[1])
+        self.test_confusion.update(logits, labels)
+        if self.hparams["tta"] == "flip":
+            self.test_acc_tta.update(logits + self(images.flip(3)), labels)
 
     # Logged once an epoch, not at every step: a call of `log` costs half a millisecond.
 
@@ -113,6 +121,8 @@ class LitCustomResNet(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log loss and accuracy of the test set."""
         self._log_epoch("test", self.test_loss, self.test_acc)
+        if self.hparams["tta"] == "flip":
+            self.log("test/acc_tta", self.test_acc_tta)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, and one cycle that is stepped at every batch.

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 
 from components import cli, environment
+from components.augmentation import Flip, PaddingMode
 from components.callbacks import COLUMNS, History, TrainingClock
 from components.environment import Hardware, Precision
 from components.flags import check_flags, check_images, check_processes
@@ -39,7 +40,7 @@ from components.summary import (
 from components.trainer import build_trainer
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
-from lightning_module import LitCustomResNet
+from lightning_module import LitCustomResNet, Tta
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def train(
     lr_finder: Finder = "lightning",
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
     base_width: int = 64,
     seed: int = 0,
     data: Source = "cifar10",
@@ -66,13 +68,16 @@ def train(
     download_url: str | None = None,
     val_size: int | Literal["auto"] = "auto",
     crop_padding: int = 4,
-    flip: bool = True,
+    padding_mode: PaddingMode = "constant",
+    flip: Flip = "random",
     cutout: int = 8,
+    tta: Tta = "none",
     output_dir: str = "runs",
     name: str | None = None,
     overwrite: bool = False,
     ckpt_path: str | None = None,
     ckpt_every_n_steps: int = 0,
+    report: bool = True,
     fast_dev_run: bool | int = False,
     limit_train_batches: int | float = 1.0,
     limit_val_batches: int | float = 1.0,
@@ -96,6 +101,7 @@ def train(
         lr_finder: Package that runs the range test.
         weight_decay: Decoupled weight decay, per step and unit of learning rate.
         label_smoothing: Share of each target that is spread over all classes.
+        ema_decay: Average the weights, keeping this share of the average each step.
         base_width: Channels of the first convolution; 64 gives 6,573,120 parameters.
         seed: Seed of weights, split, order and augmentation.
         data: Images: CIFAR-10 (or a folder of images), or drawn shapes.
@@ -103,17 +109,20 @@ def train(
         download_url: Where to look for CIFAR-10's archive before the known mirrors.
         val_size: Training images held out; auto is 5000, or a tenth of a small set.
         crop_padding: Border for the random crop in pixels; 0 for no crop.
-        flip: Mirror training images at random.
+        padding_mode: What the border shows: black, or the image reflected.
+        flip: Mirror training images at random, or every image in every other epoch.
         cutout: Side of the cutout square in pixels; 0 for none.
+        tta: Test also on the sum of logits for each image and its mirror image.
         output_dir: Folder of all runs.
         name: Name of this run's folder; null for time and seed.
         overwrite: Replace the run that is in the folder.
         ckpt_path: Checkpoint to go on from, or last for the run's newest.
         ckpt_every_n_steps: Save a checkpoint also every so many steps; 0 for not.
+        report: Write report.html at the end.
         fast_dev_run: Try everything on one batch, or so many, and write nothing.
         limit_train_batches: Batches an epoch: a number, or a share such as 0.1.
         limit_val_batches: Validation batches, likewise; 0 for none.
-        limit_test_batches: Test batches, likewise.
+        limit_test_batches: Test batches, likewise; 0 for no test and no report.
         deterministic: Use only algorithms that repeat bit for bit; slower on a GPU.
         compile: Compile the network with torch.compile; pays in long runs.
         sync_batchnorm: Share batch statistics among the GPUs; slower.
@@ -146,6 +155,7 @@ def train(
         val_size,
         seed,
         crop_padding,
+        padding_mode,
         flip,
         cutout,
         download_url,
@@ -172,7 +182,9 @@ def train(
     circumstances = environment.circumstances(hardware)  # now: files may change
     try:
         trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
-        tested = trainer.test(module, datamodule=images, verbose=False)[0]
+        tested: dict[str, Any] = {"test/loss": None, "test/acc": None}
+        if limit_test_batches or fast_dev_run:
+            tested |= trainer.test(module, datamodule=images, verbose=False)[0]
     except StoppedError as stop:
         stop.checkpoints = run.newest_checkpoints()
         raise
@@ -184,14 +196,18 @@ def train(
         "epochs": trainer.current_epoch,
         # The whole of this process so far: data, range test, training and tests.
         "seconds": round(time.perf_counter() - started, 1),
-        # The training epochs of this process, augmentation included, validation not.
+        # Of it, the training epochs: augmentation included; validation, saving and what
+        # comes before not. The images are on the device by then. The first run of a
+        # process warms up the kernels in it, unless a range test has done so.
+        "fit_seconds": round(clock.seconds, 3),
         "images_per_second": clock.images_per_second(),
         "seed": seed,
         **circumstances,
     }
     if not fast_dev_run:
         write_end(run, trainer, config, metrics, history.rows)
-        write_report(run, trainer, images)
+        if report and limit_test_batches:
+            write_report(run, trainer, images)
     show_end(metrics, None if fast_dev_run else run.path)
     return metrics
 
@@ -247,6 +263,7 @@ def build_module(config: dict[str, Any], images: CIFAR10DataModule) -> LitCustom
         config["weight_decay"],
         config["label_smoothing"],
         config["base_width"],
+        config["tta"],
     )
     if config["compile"]:
         module.net.compile()  # in place, so the names in checkpoints stay

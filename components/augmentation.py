@@ -5,7 +5,7 @@ whole epoch come from one generator on the CPU, so they are the same on every de
 every process, and after a resume.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,19 +14,26 @@ from torch.nn import functional as F
 
 IMAGE_SIZE = 32  # pixels, the side of every image
 
+PaddingMode = Literal["constant", "reflect"]
+Flip = Literal["none", "random", "alternate"]
+
 
 class Augmentation(NamedTuple):
-    """Which augmentations are on; zero or False switches one off.
+    """Which augmentations are on; zero or "none" switches one off.
 
     Attributes:
-        crop_padding: Pixels of black border from which a 32x32 window is cut.
-        flip: Mirror left and right with probability one half.
+        crop_padding: Pixels of border from which a 32x32 window is cut.
+        padding_mode: What the border shows: black, or the image mirrored at its edge.
+        flip: Mirror left and right with probability one half, drawn anew in every
+            epoch, or drawn once and turned over from epoch to epoch, so that two epochs
+            show both sides of every image (Jordan, arXiv 2404.00498).
         cutout: Side, in pixels, of the square that is painted in the mean colour
             (DeVries & Taylor, arXiv 1708.04552; here it always lies wholly inside).
     """
 
     crop_padding: int = 4
-    flip: bool = True
+    padding_mode: PaddingMode = "constant"
+    flip: Flip = "random"
     cutout: int = 8
 
 
@@ -51,25 +58,41 @@ class Draws(NamedTuple):
 
 def draw_epoch(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws:
     """Draw the order and the augmentation of `count` images for one epoch."""
-    entropy = np.random.SeedSequence((seed, epoch)).generate_state(1)[0]
-    generator = torch.Generator().manual_seed(int(entropy))
+    generator = _generator(seed, epoch)
 
     def integers(upper: int) -> Tensor:  # uniform over 0..upper, both included
         return torch.randint(upper + 1, (count,), generator=generator)
 
-    return Draws(
+    draws = Draws(
         image=torch.randperm(count, generator=generator),
         top=integers(2 * augmentation.crop_padding),
         left=integers(2 * augmentation.crop_padding),
-        flip=integers(int(augmentation.flip)).bool(),
+        flip=integers(int(augmentation.flip == "random")).bool(),
         cut_top=integers(IMAGE_SIZE - augmentation.cutout),
         cut_left=integers(IMAGE_SIZE - augmentation.cutout),
     )
+    if augmentation.flip != "alternate":
+        return draws
+    first = torch.randint(2, (count,), generator=_generator(seed)).bool()
+    return draws._replace(flip=first[draws.image] ^ bool(epoch % 2))
 
 
-def pad(images: Tensor, padding: int) -> Tensor:
-    """Add a black border: (N, 32, 32, 3) -> (N, 32 + 2 padding, 32 + 2 padding, 3)."""
-    return F.pad(images, (0, 0, padding, padding, padding, padding))
+def _generator(*entropy: int) -> torch.Generator:
+    [seed] = np.random.SeedSequence(entropy).generate_state(1)
+    return torch.Generator().manual_seed(int(seed))
+
+
+def pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:
+    """Add a border: (N, 32, 32, 3) -> (N, 32 + 2 padding, 32 + 2 padding, 3).
+
+    Reflection does not repeat the edge, so it reaches 31 pixels at most.
+    """
+    if mode == "constant":
+        return F.pad(images, (0, 0, padding, padding, padding, padding))
+    last = IMAGE_SIZE - 1
+    place = torch.arange(-padding, IMAGE_SIZE + padding, device=images.device)
+    place = last - (last - place.abs()).abs()
+    return images[:, place][:, :, place]
 
 
 def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:

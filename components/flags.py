@@ -40,13 +40,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a finite number, at least 0",
     ),
     "label_smoothing": (lambda value: 0 <= value < 1, "from 0 to below 1"),
+    "ema_decay": (lambda value: 0 <= value < 1, "from 0 to below 1"),
     "base_width": _whole(1, 512),  # 512 makes 420 million parameters
     "seed": _whole(0, 2**32 - 1),
     "val_size": (
         lambda value: value == "auto" or value >= 0,
         "a whole number, at least 0, or auto",
     ),
-    "crop_padding": _whole(0, IMAGE_SIZE),
+    "crop_padding": _whole(0, IMAGE_SIZE - 1),  # reflection reaches no further
     "cutout": _whole(0, IMAGE_SIZE),
     "ckpt_every_n_steps": _whole(0),
     "fast_dev_run": (lambda value: value >= 0, "true, false or a number of batches"),
@@ -55,7 +56,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value == 0 or _some_batches(value),
         f"{BATCHES}, or 0 for none",
     ),
-    "limit_test_batches": (_some_batches, BATCHES),
+    "limit_test_batches": (
+        lambda value: value == 0 or _some_batches(value),
+        f"{BATCHES}, or 0 for none",
+    ),
 }
 
 

@@ -42,7 +42,8 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.images = pad(images.to(device), augmentation.crop_padding)
+        padding, mode = augmentation.crop_padding, augmentation.padding_mode
+        self.images = pad(images.to(device), padding, mode)
         self.labels = labels.to(device)
         self.fill = fill.to(device)
         self.batch_size, self.share = batch_size, batch_size // world_size

@@ -99,6 +99,8 @@ def show_end(metrics: dict[str, Any], folder: Path | None) -> None:
         for split in ("train", "val", "test")
         if metrics[f"{split}/acc"] is not None
     ]
+    if "test/acc_tta" in metrics:
+        lines.append(("with flip TTA", f"{100 * metrics['test/acc_tta']:.2f} %"))
     lines += [
         ("max LR", f"{metrics['max_lr']:.3g}"),
         ("time", f"{metrics['seconds']:.0f} s"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from components.callbacks import (
@@ -90,7 +90,9 @@ def _build_callbacks(
 ) -> list[Callback]:
     """What happens beside the training, in the order in which it has to."""
     stop, finite_loss = StopSignal(), FiniteLoss(history, run.newest_checkpoints)
-    callbacks = [RunProgressBar(), stop, finite_loss, clock]
+    callbacks: list[Callback] = [RunProgressBar(), stop, finite_loss, clock]
+    if config["ema_decay"]:
+        callbacks.append(EMAWeightAveraging(decay=config["ema_decay"]))
     steps, step_ckpt = config["ckpt_every_n_steps"], run.checkpoints / "step.ckpt"
     if logger is None:
         return [*callbacks, history, StepCheckpoint(None, 0, stop, finite_loss)]

@@ -18,6 +18,8 @@ def slow_augment(image: np.ndarray, setting: Augmentation, draw: Draws) -> np.nd
             from_y = y + int(draw.top) - setting.crop_padding
             from_x = (31 - x if draw.flip else x) + int(draw.left)
             from_x -= setting.crop_padding
+            if setting.padding_mode == "reflect":
+                from_y, from_x = (31 - abs(31 - abs(at)) for at in (from_y, from_x))
             if 0 <= from_y < 32 and 0 <= from_x < 32:
                 result[y, x] = image[from_y, from_x]
             in_rows = draw.cut_top <= y < draw.cut_top + setting.cutout
@@ -32,16 +34,19 @@ def slow_augment(image: np.ndarray, setting: Augmentation, draw: Draws) -> np.nd
     [
         Augmentation(),
         Augmentation(crop_padding=0),
-        Augmentation(flip=False),
+        Augmentation(padding_mode="reflect"),
+        Augmentation(crop_padding=31, padding_mode="reflect", cutout=0),
+        Augmentation(flip="none"),
+        Augmentation(flip="alternate"),
         Augmentation(cutout=0),
-        Augmentation(crop_padding=2, flip=True, cutout=13),
-        Augmentation(crop_padding=0, flip=False, cutout=0),
+        Augmentation(crop_padding=2, cutout=13),
+        Augmentation(crop_padding=0, flip="none", cutout=0),
     ],
     ids=str,
 )
 def test_equals_a_slow_loop(setting: Augmentation) -> None:
     draws = draw_epoch(len(IMAGES), setting, seed=3, epoch=1)
-    padded = pad(IMAGES, setting.crop_padding)
+    padded = pad(IMAGES, setting.crop_padding, setting.padding_mode)
     batch = augment(padded, draws, setting.cutout, FILL)
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -52,9 +57,9 @@ def test_equals_a_slow_loop(setting: Augmentation) -> None:
 
 
 def test_all_off_only_shuffles() -> None:
-    setting = Augmentation(crop_padding=0, flip=False, cutout=0)
+    setting = Augmentation(crop_padding=0, flip="none", cutout=0)
     draws = draw_epoch(len(IMAGES), setting, seed=0, epoch=0)
-    batch = augment(pad(IMAGES, 0), draws, 0, FILL).permute(0, 2, 3, 1)
+    batch = augment(pad(IMAGES, 0, "constant"), draws, 0, FILL).permute(0, 2, 3, 1)
     assert torch.equal(batch, IMAGES[draws.image])
     assert draws.image.sort().values.tolist() == list(range(len(IMAGES)))
     assert draws.image.tolist() != list(range(len(IMAGES)))
@@ -90,6 +95,18 @@ def test_draws_depend_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(once, draw(5, 8))
     assert not torch.equal(once, draw(6, 7))
     assert not torch.equal(draw(1, 2), draw(2, 1))
+
+
+def test_alternate_flip_shows_both_sides_in_two_epochs() -> None:
+    def flips(seed: int, epoch: int) -> torch.Tensor:
+        draws = draw_epoch(1000, Augmentation(flip="alternate"), seed, epoch)
+        return draws.flip[draws.image.argsort()]  # by image
+
+    first = flips(0, 0)
+    assert 450 < first.sum() < 550
+    assert torch.equal(flips(0, 1), ~first)
+    assert torch.equal(flips(0, 2), first)
+    assert 400 < (flips(1, 0) ^ first).sum() < 600
 
 
 def test_draws_of_a_known_seed_stay_what_they_are() -> None:

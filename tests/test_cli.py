@@ -242,7 +242,7 @@ def test_flags_may_stand_bare_and_overrule_the_configuration() -> None:
     assert flags["compile"] is True
     assert flags["overwrite"] is False
     assert cli.parse(train, ["--fast_dev_run", "3"])["fast_dev_run"] == 3
-    assert cli.parse(train, ["--flip=false", "--lr", "auto"])["flip"] is False
+    assert cli.parse(train, ["--report=false", "--lr", "auto"])["report"] is False
     assert cli.parse(train, ["--devices", "0,1"])["devices"] == "0,1"
 
 

@@ -89,7 +89,7 @@ def test_training_never_sees_the_held_out_images(image_folder: Path) -> None:
         data_dir=str(image_folder),
         batch_size=27,
         crop_padding=0,
-        flip=False,
+        flip="none",
         cutout=0,
     )
     data.setup()

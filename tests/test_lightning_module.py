@@ -44,6 +44,21 @@ def test_cycle_peaks_at_epoch_5_of_24(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rates[239] == pytest.approx(8e-8)  # a 10,000th of the first
 
 
+def test_flip_tta_adds_the_mirror_image() -> None:
+    module = make_module(tta="flip").eval()
+    images = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        says = (module(images) + module(images.flip(3))).argmax(1)
+        module.test_step((images, says), 0)
+        assert module.test_acc_tta.compute() == 1
+        module.test_step((images, (says + 1) % 3), 0)
+        assert module.test_acc_tta.compute() == 0.5
+        # Neither the order nor the mirror image matters to it.
+        module.test_acc_tta.reset()
+        module.test_step((images.flip(3), says), 0)
+    assert module.test_acc_tta.compute() == 1
+
+
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 24, 48])
 def test_cycle_of_any_length(total_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = learning_rates(total_steps, monkeypatch)

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 IMAGES = torch.arange(50, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
 IMAGES = IMAGES.contiguous()
 LABELS = torch.arange(50) * 2
-PLAIN = Augmentation(crop_padding=0, flip=False, cutout=0)
+PLAIN = Augmentation(crop_padding=0, flip="none", cutout=0)
 
 
 def train_loader(**options: int) -> TrainLoader:

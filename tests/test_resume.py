@@ -33,18 +33,20 @@ def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunProgressBar, "on_train_batch_end", die)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_resumed_run_ends_like_an_unbroken_one(
-    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch, ema_decay: float
 ) -> None:
-    unbroken = quick_train(max_epochs=3, name="unbroken", lr="auto", lr_steps=40)
+    flags = {"max_epochs": 3, "lr": "auto", "lr_steps": 40, "ema_decay": ema_decay}
+    unbroken = quick_train(name="unbroken", **flags)
     with monkeypatch.context() as patch:
         kill_in_epoch(2, patch)
         with pytest.raises(KilledError):
-            quick_train(max_epochs=3, lr="auto", lr_steps=40)
+            quick_train(**flags)
     assert len(rows()) == 2
     with monkeypatch.context() as patch:
         patch.setattr("train.range_test", None)  # a resumed run must not call it
-        resumed = quick_train(max_epochs=3, lr="auto", ckpt_path="last")
+        resumed = quick_train(**flags, ckpt_path="last")
     assert_same(weights(), weights(Path("runs/unbroken/checkpoints/last.ckpt")))
     assert rows() == rows("unbroken")
     for key in ("max_lr", "train/acc", "val/acc", "test/loss", "test/acc", "epochs"):

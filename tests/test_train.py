@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from components import cli
@@ -43,7 +44,8 @@ def test_run_folder_is_complete(quick_train: Train) -> None:
             for split in ("train", "val", "test")
             for key in ("loss", "acc")
         ),
-        *("max_lr", "epochs", "seconds", "images_per_second", "seed", "device"),
+        *("max_lr", "epochs", "seconds", "fit_seconds", "images_per_second"),
+        *("seed", "device"),
         *("precision", "versions", "commit", "command"),
     }
     assert metrics["epochs"] == 2
@@ -223,6 +225,40 @@ def test_limits_shorten_the_epochs(quick_train: Train) -> None:
     assert [row["step"] for row in rows()] == ["1", "2"]
 
 
+def test_a_run_without_test_or_report(quick_train: Train) -> None:
+    metrics = quick_train(limit_test_batches=0, max_epochs=1)
+    assert metrics["test/acc"] is metrics["test/loss"] is None
+    assert metrics["val/acc"] is not None
+    assert not Path("runs/run/report.html").exists()
+    quick_train(report=False, max_epochs=1, overwrite=True)
+    assert not Path("runs/run/report.html").exists()
+
+
+def test_tta_stands_beside_the_plain_accuracy(quick_train: Train) -> None:
+    plain, tta = quick_train(name="plain"), quick_train(name="tta", tta="flip")
+    assert tta["test/acc"] == plain["test/acc"]
+    assert 0 <= tta["test/acc_tta"] <= 1
+    assert "test/acc_tta" not in plain
+
+
+def test_averaged_weights_are_validated_tested_and_saved(
+    quick_train: Train, image_folder: Path
+) -> None:
+    plain = quick_train(name="plain")
+    averaged = quick_train(name="averaged", ema_decay=0.6)
+    assert averaged["train/loss"] == plain["train/loss"]  # the training is the same
+    assert averaged["val/loss"] != plain["val/loss"]
+    path = Path("runs/averaged/checkpoints/last.ckpt")
+    saved = torch.load(path, weights_only=True)
+    trained = weights(Path("runs/plain/checkpoints/last.ckpt"))
+    assert_same(saved["current_model_state"], trained)
+    module = LitCustomResNet.load_from_checkpoint(path, weights_only=True)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    images = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
+    [tested] = trainer.test(module, images, verbose=False)
+    assert tested["test/loss"] == averaged["test/loss"] != plain["test/loss"]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -231,7 +267,7 @@ def test_limits_shorten_the_epochs(quick_train: Train) -> None:
         {"precision": "64-true"},
         {"deterministic": True},
         {"lr": "auto", "lr_steps": 40, "lr_finder": "torch-lr-finder"},
-        {"weight_decay": 0.05, "label_smoothing": 0.1, "cutout": 0, "flip": False},
+        {"weight_decay": 0.05, "label_smoothing": 0.1, "cutout": 0, "flip": "none"},
     ],
     ids=str,
 )
