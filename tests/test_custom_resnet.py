@@ -1,10 +1,11 @@
 """The network against its literal table and an independent reference."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from custom_resnet import CustomResNet, layer_table
+from custom_resnet import Conv2d, CustomResNet, layer_table
 
 TABLE = [
     ("Conv2d", (64, 32, 32), 1728),
@@ -108,3 +109,44 @@ def test_layer_table_leaves_the_network_as_it_was() -> None:
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
     assert not any(layer._forward_hooks for layer in net.modules())
+
+
+@pytest.mark.parametrize("side", [1, 3, 7, 8])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_maps_side_by_side_are_convolved_one_by_one(side: int, batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = Conv2d(4, 6, 3, padding=1, bias=False).double()
+    plain = nn.Conv2d(4, 6, 3, padding=1, bias=False).double()
+    plain.load_state_dict(ours.state_dict())
+    maps = torch.randn(batch, 4, side, side, generator=generator).double()
+    weighting = torch.randn(batch, 6, side, side, generator=generator).double()
+    gradients = []
+    for conv in (ours, plain):
+        given = maps.clone().requires_grad_()
+        output = conv(given)
+        assert output.shape == (batch, 6, side, side)
+        output.mul(weighting).sum().backward()
+        assert given.grad is not None
+        assert conv.weight.grad is not None
+        gradients.append((output.detach(), given.grad, conv.weight.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_only_small_maps_in_training_are_laid_side_by_side() -> None:
+    widths: list[int] = []
+
+    class Seen(Conv2d):
+        def _conv_forward(
+            self, input: Tensor, weight: Tensor, bias: Tensor | None
+        ) -> Tensor:
+            widths.append(input.shape[-1])
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
+
+    conv = Seen(2, 2, 3, padding=1)
+    conv(torch.zeros(5, 2, 3, 3))
+    conv(torch.zeros(5, 2, 8, 8))
+    conv.eval()(torch.zeros(5, 2, 3, 3))
+    Seen(2, 2, 3)(torch.zeros(5, 2, 7, 7))  # without padding
+    assert widths == [20, 8, 3, 7]
