@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -88,6 +89,15 @@ def fork() -> Callable[..., BaseProcess]:
         return process
 
     return start
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser; skips where there is none."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs chromium")
+    return path
 
 
 def _work(folder: Path, function: Callable[..., None], *arguments: Any) -> None:

@@ -13,14 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from components import cli
 from components.class_folders import EXTENSIONS, one_line
 from components.errors import InputError
-from components.figures import overlay
+from components.figures import explanation
 from components.inference import (
     BATCH_SIZE,
     Prediction,
@@ -33,7 +31,6 @@ from components.inference import (
 )
 from lightning_module import LitCustomResNet
 
-ENLARGED = 8  # times, in the pictures of `--explain`
 BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 
 
@@ -148,10 +145,7 @@ def save_explanations(
         heats: float32 (N, 32, 32), as `grad_cam` gives them.
     """
     for path, image, heat in zip(paths, images, heats, strict=True):
-        pixels = image.permute(1, 2, 0).numpy()
-        picture = Image.fromarray(np.hstack([pixels, overlay(pixels, heat.numpy())]))
-        size = (ENLARGED * picture.width, ENLARGED * picture.height)
-        picture.resize(size, Image.Resampling.NEAREST).save(folder / picture_name(path))
+        explanation(image, heat).save(folder / picture_name(path))
 
 
 def picture_name(path: str) -> str:

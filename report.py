@@ -8,10 +8,8 @@ train.py does the same at the end of a run.
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from components import cli
-from components.errors import InputError
+from components.inference import settle_device
 from components.report import examine_run, read_run, write_report
 
 
@@ -30,21 +28,13 @@ def report(
     Raises:
         InputError: A run is not finished, or something it needs cannot be read.
     """
-    place = _settle(device)
+    place = settle_device(device)
     paths = []
     for folder in map(Path, runs):
         run = read_run(folder)
         paths.append(write_report(run, examine_run(run, place)))
         print(paths[-1], flush=True)
     return paths
-
-
-def _settle(device: str) -> torch.device:
-    found = torch.accelerator.current_accelerator(check_available=True)
-    here = ["cpu"] if found is None else [found.type, "cpu"]
-    if device not in ("auto", *here):
-        raise InputError(f"--device {device} is not there; give {' or '.join(here)}")
-    return torch.device(here[0] if device == "auto" else device)
 
 
 def main() -> None:

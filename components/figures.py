@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from components.findings import Calibration, Mistake
@@ -15,6 +16,7 @@ from components.lr_finder import RangeTest, smooth
 
 Row = dict[str, float]  # an epoch's metrics, as in metrics.csv
 SMALL = (4.8, 3.2)  # inches: legible on a phone
+ENLARGED = 8  # times, in the pictures of where the network looks
 LONGEST_NAME = 24  # letters of a class name in a figure
 # From transparent to blue, so that it goes with a light and with a dark page.
 SHADES = LinearSegmentedColormap.from_list("shades", ["#08519c00", "#08519c"])
@@ -199,6 +201,19 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
     opacity = 0.7 * heat[..., None]
     mixed = (1 - opacity) * image + opacity * colours
     return np.asarray(mixed.round(), np.uint8)
+
+
+def explanation(image: Tensor, heat: Tensor) -> Image.Image:
+    """An image as the network sees it, beside where it looks, both enlarged.
+
+    Args:
+        image: uint8 (3, H, W).
+        heat: float32 (H, W), from 0 to 1.
+    """
+    pixels = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(np.hstack([pixels, overlay(pixels, heat.numpy())]))
+    size = (ENLARGED * picture.width, ENLARGED * picture.height)
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def _short(name: str) -> str:

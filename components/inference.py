@@ -14,6 +14,7 @@ from components.class_folders import one_line
 from components.errors import InputError
 from components.image_folder import read_image
 from components.resume import read_checkpoint
+from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.ckpt"
@@ -75,6 +76,43 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
             "checkpoint of this version of the project"
         ) from None
     return module.eval().requires_grad_(False)
+
+
+def check_same_images(
+    model: LitCustomResNet, images: CIFAR10DataModule, path: Path
+) -> None:
+    """Make sure that a network was trained with images of this source.
+
+    Args:
+        model: As `load_model` gives it.
+        images: The data module, set up.
+        path: The network's checkpoint, for the message.
+
+    Raises:
+        InputError: Their classes, mean or standard deviation are others.
+    """
+    for name in ("classes", "mean", "std"):
+        if list(model.hparams[name]) != list(getattr(images, name)):
+            raise InputError(
+                f"--data_dir {images.data_dir}: the {name} of the images are not those "
+                f"that {path} was trained with; put its images there"
+            )
+
+
+def settle_device(name: str) -> torch.device:
+    """The device of `--device`, where a network is to be.
+
+    Args:
+        name: Its type; "auto" for a GPU where there is one.
+
+    Raises:
+        InputError: It is not there.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    here = ["cpu"] if found is None else [found.type, "cpu"]
+    if name not in ("auto", *here):
+        raise InputError(f"--device {name} is not there; give {' or '.join(here)}")
+    return torch.device(here[0] if name == "auto" else name)
 
 
 def logits(model: LitCustomResNet, images: Tensor) -> Tensor:

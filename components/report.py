@@ -23,7 +23,7 @@ from components.errors import InputError
 from components.figures import Row
 from components.files import replacing
 from components.findings import Findings, Mistake, examine
-from components.inference import load_model
+from components.inference import check_same_images, load_model
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -90,6 +90,29 @@ def read_run(path: Path) -> Run:
     return Run(path, config, metrics, rows)
 
 
+def open_run(
+    run: Run, ckpt_path: Path | None = None, images: CIFAR10DataModule | None = None
+) -> tuple[LitCustomResNet, CIFAR10DataModule]:
+    """The network and the images of a run, which fit each other.
+
+    Args:
+        run: A finished run.
+        ckpt_path: Checkpoint of the network; None for that of the last epoch.
+        images: The run's data module, set up; None to read the images again.
+
+    Raises:
+        InputError: The checkpoint or the images cannot be read, or do not fit.
+    """
+    ckpt_path = ckpt_path or run.path / "checkpoints" / "last.ckpt"
+    model = load_model(ckpt_path)
+    if images is None:
+        wanted = ("data", "data_dir", "batch_size", "val_size", "seed")
+        images = CIFAR10DataModule(**{name: run.config[name] for name in wanted})
+        images.setup()
+    check_same_images(model, images, ckpt_path)
+    return model, images
+
+
 def examine_run(
     run: Run, device: torch.device, images: CIFAR10DataModule | None = None
 ) -> Findings:
@@ -103,17 +126,7 @@ def examine_run(
     Raises:
         InputError: The checkpoint or the images cannot be read, or do not fit.
     """
-    model = load_model(run.path / "checkpoints" / "last.ckpt")
-    if images is None:
-        wanted = ("data", "data_dir", "batch_size", "val_size", "seed")
-        images = CIFAR10DataModule(**{name: run.config[name] for name in wanted})
-        images.setup()
-    for name in ("classes", "mean", "std"):
-        if list(model.hparams[name]) != list(getattr(images, name)):
-            raise InputError(
-                f"--data_dir {images.data_dir}: the {name} of the images are not those "
-                f"that {run.path} was trained with; put its images there"
-            )
+    model, images = open_run(run, images=images)
     return examine(model.to(device), *images.test_set)
 
 

@@ -304,10 +304,7 @@ addEventListener("load", () => {{
 </script>"""
 
 
-def test_in_a_browser(page: Page, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
+def test_in_a_browser(page: Page, tmp_path: Path, chromium: str) -> None:
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     frames = tmp_path / "frames.html"
     frames.write_text(FRAMES.format(page=html.escape(text)), encoding="utf-8")

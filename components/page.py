@@ -1,0 +1,230 @@
+"""A page to play with a trained network: what it says of images, and its mistakes."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+from PIL import Image
+from torch import Tensor
+
+from components.class_folders import one_line
+from components.errors import InputError
+from components.figures import explanation
+from components.image_folder import FORMATS
+from components.inference import (
+    classify,
+    confident_mistakes,
+    grad_cam,
+    is_known,
+    logits,
+    read_images,
+)
+from components.report import percent
+from lightning_module import LitCustomResNet
+
+TOP = 5  # classes that are named of an image
+SHOWN = 24  # mistakes in the gallery
+EVERY_CLASS = -1  # in the place of a label
+KEPT = (60, 600)  # seconds: how often to look for uploads, and how old they may become
+UNKNOWN = (
+    "Probably none of the classes: the network is less sure of this image than if it "
+    "had to choose between two classes."
+)
+NO_RUN = (
+    "Start with `python app.py --run runs/NAME` to browse the test images that the "
+    "network of a run puts into a wrong class."
+)
+# On a phone the answer is below the gallery, where nobody sees it.
+SCROLL = "() => document.getElementById('answer').scrollIntoView({block: 'nearest'})"
+# Pixels stay sharp, labels beside what they name, and captions whole on a phone too.
+CSS = """
+.picture .image-container {padding-top: 2em}
+.mistakes .grid-wrap {max-height: none; padding-top: 2.5em}
+.mistakes .grid-container {grid-template-columns: repeat(auto-fill, minmax(8em, 1fr))}
+.mistakes .thumbnail-item {aspect-ratio: auto; height: 100%}
+.mistakes img {aspect-ratio: 1; height: auto; image-rendering: pixelated}
+.mistakes .caption-label {
+  position: static; max-width: none; white-space: normal; border: 0; text-align: center;
+  opacity: 1 !important
+}
+"""
+
+
+class Look(NamedTuple):
+    """What a network says of an image.
+
+    Attributes:
+        probabilities: Those of the most probable classes.
+        known: Whether the image is probably of any of the classes.
+        picture: The image as the network sees it, beside where it looks.
+    """
+
+    probabilities: dict[str, float]
+    known: bool
+    picture: Image.Image
+
+
+def look(model: LitCustomResNet, image: Tensor) -> Look:
+    """What a network says of an image.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        image: uint8 (1, 3, 32, 32).
+    """
+    scores = logits(model, image)
+    [guesses] = classify(scores, model.hparams["classes"], TOP)
+    [heat] = grad_cam(model, image, scores.argmax(dim=1))
+    return Look(
+        {guess["label"]: guess["probability"] for guess in guesses},
+        bool(is_known(scores)),
+        explanation(image[0], heat),
+    )
+
+
+def look_at_file(model: LitCustomResNet, path: str) -> Look:
+    """What a network says of an image file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    image, errors = read_images([path])
+    if errors:
+        name = one_line(Path(path).name)  # nobody knows the folder of uploads
+        raise InputError(errors[path].replace(one_line(path), name))
+    return look(model, image)
+
+
+class Mistakes:
+    """The images that a network puts into a wrong class.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        images: uint8 (N, 32, 32, 3).
+        labels: int64 (N,), the true classes.
+    """
+
+    def __init__(self, model: LitCustomResNet, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+        self.classes: list[str] = list(model.hparams["classes"])
+        self.scores = logits(model, images.permute(0, 3, 1, 2))
+
+    def choices(self) -> list[tuple[str, int]]:
+        """Every class and each class, with its number of mistakes and its label."""
+        wrong = self.labels[self.scores.argmax(dim=1) != self.labels]
+        counts = wrong.bincount(minlength=len(self.classes)).tolist()
+        each = zip(self.classes, counts, range(len(counts)), strict=True)
+        named = [("every class", len(wrong), EVERY_CLASS), *each]
+        return [(f"{name} ({count} wrong)", label) for name, count, label in named]
+
+    def surest(self, true: int) -> list[int]:
+        """Positions of the most confident mistakes, the surest first.
+
+        Args:
+            true: The true class, or `EVERY_CLASS`.
+        """
+        of_class = (self.labels == true) | (true == EVERY_CLASS)
+        [places] = of_class.nonzero(as_tuple=True)
+        chosen = confident_mistakes(self.scores[places], self.labels[places], SHOWN)
+        found: list[int] = places[chosen].tolist()
+        return found
+
+    def gallery(self, true: int) -> list[tuple[Image.Image, str]]:
+        """The images of these positions with their captions."""
+        return [
+            (Image.fromarray(self.images[place].numpy()), self._caption(place))
+            for place in self.surest(true)
+        ]
+
+    def _caption(self, place: int) -> str:
+        share, said = self.scores[place].softmax(dim=0).max(dim=0)
+        true = self.classes[int(self.labels[place])]
+        return f"{true} → {self.classes[int(said)]} ({percent(share.item(), 1)})"
+
+
+def build_page(model: LitCustomResNet, mistakes: Mistakes | None) -> gr.Blocks:
+    """The page, with a tab to classify images and one to browse mistakes."""
+    page = gr.Blocks(analytics_enabled=False, delete_cache=KEPT, title="Custom ResNet")
+    with page:
+        gr.Markdown("# What does the network see?")
+        with gr.Tab("Classify"):
+            _add_upload(model)
+        with gr.Tab("Mistakes"):
+            if mistakes is None:
+                gr.Markdown(NO_RUN)
+            else:
+                _add_mistakes(model, mistakes)
+    return page
+
+
+def _add_upload(model: LitCustomResNet) -> None:
+    def answer(path: str | None) -> list[Any]:
+        try:
+            return _as_shown(None if path is None else look_at_file(model, path))
+        except InputError as error:
+            return _as_shown(None, note=str(error))
+
+    with gr.Row():
+        with gr.Column():
+            # gr.Image would open the file itself, and fail with another message.
+            upload = gr.File(label=f"Image ({', '.join(FORMATS)})", height=240)
+        with gr.Column():
+            outputs = _add_outputs()
+    upload.change(answer, upload, outputs, concurrency_id="network")
+
+
+def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
+    def show(true: int) -> list[Any]:
+        pictures = mistakes.gallery(true)
+        return [gr.Gallery(pictures, selected_index=None), *_as_shown(None)]
+
+    def answer(true: int, event: gr.SelectData) -> list[Any]:
+        place = mistakes.surest(true)[event.index]
+        return _as_shown(look(model, mistakes.images[place].permute(2, 0, 1)[None]))
+
+    choice = gr.Dropdown(
+        mistakes.choices(), value=EVERY_CLASS, label="True class", filterable=False
+    )
+    with gr.Row():
+        with gr.Column(scale=2):
+            gallery = gr.Gallery(
+                mistakes.gallery(EVERY_CLASS),
+                label="Most confident mistakes: true class → said (probability)",
+                format="png",
+                allow_preview=False,
+                buttons=[],
+                interactive=False,
+                height="auto",
+                elem_classes="mistakes",
+            )
+        with gr.Column(elem_id="answer"):
+            outputs = _add_outputs()
+    choice.change(show, choice, [gallery, *outputs], concurrency_id="network")
+    answered = gallery.select(answer, choice, outputs, concurrency_id="network")
+    answered.then(js=SCROLL)
+
+
+def _add_outputs() -> list[Any]:
+    return [
+        gr.Textbox(label="Note", lines=2, visible=False, interactive=False),
+        gr.Label(label="Most probable classes"),
+        gr.Image(
+            label="What the network sees, and where it looks",
+            alt_text="The image as the network sees it, and beside it with the places "
+            "highlighted that speak for the most probable class",
+            format="png",
+            interactive=False,
+            buttons=[],
+            elem_classes="picture",
+        ),
+    ]
+
+
+def _as_shown(found: Look | None, note: str = "") -> list[Any]:
+    """The values of `_add_outputs`."""
+    if found is None:
+        return [gr.Textbox(note, visible=bool(note)), None, None]
+    return [
+        gr.Textbox(UNKNOWN, visible=not found.known),
+        found.probabilities,
+        found.picture,
+    ]
