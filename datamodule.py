@@ -1,24 +1,39 @@
 """`CIFAR10DataModule`: which images, which split, which loader."""
 
+import copy
+import logging
 import os
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from components import sources
-from components.augmentation import Augmentation, Flip, PaddingMode
+from components import environment, sources
+from components.augmentation import IMAGE_SIZE, Augmentation, Flip, PaddingMode
 from components.errors import InputError
-from components.loader import EvalLoader, TrainLoader
+from components.loader import EvalLoader, TrainLoader, fits
+
+log = logging.getLogger(__name__)
 
 DEFAULT_VAL_SIZE = 5000  # images, or a tenth of the training set where that is less
 
 
+class Place(NamedTuple):
+    """Where a process wants its batches, and what its share of them is."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    on_host: bool  # the images do not fit on the device
+
+
 class CIFAR10DataModule(pl.LightningDataModule):
     """Images as one uint8 tensor on the device that trains.
+
+    Where they do not fit there, they stay in host memory.
 
     Args:
         data: "cifar10" (downloaded when missing, or an image folder with `train/` and
@@ -57,6 +72,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size
         self.augmentation = Augmentation(crop_padding, padding_mode, flip, cutout)
+        self._train_loaders: dict[Place, TrainLoader] = {}
+        self._on_host: dict[torch.device, bool] = {}
 
     def prepare_data(self) -> None:
         """Download what is missing."""
@@ -71,7 +88,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """
         if hasattr(self, "classes"):
             return
-        images = sources.load(self.source, self.data_dir)
+        images = self.load_images()
         count = len(images.train_labels)
         default = min(DEFAULT_VAL_SIZE, count // 10)
         asked = self.asked_val_size
@@ -99,6 +116,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.fingerprint = f"{checksum:08x}"
         self.classes = images.classes
 
+    def load_images(self) -> sources.ImageSet:
+        """Read the images, which `prepare_data` has made ready."""
+        return sources.load(self.source, self.data_dir)
+
     def __str__(self) -> str:
         """How many images there are, and of what."""
         train, val, test = self.sizes().values()
@@ -114,17 +135,18 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled and augmented batches of the training part."""
-        device, rank, world_size = self._place()
-        return TrainLoader(
-            *self.train_set,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            fill=(255 * torch.tensor(self.mean)).round().to(torch.uint8),
-            seed=self.seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        place = self._place()
+        if place not in self._train_loaders:
+            self._train_loaders[place] = TrainLoader(
+                *self.train_set,
+                batch_size=self.batch_size,
+                augmentation=self.augmentation,
+                fill=(255 * torch.tensor(self.mean)).round().to(torch.uint8),
+                seed=self.seed,
+                **place._asdict(),
+            )
+        # Range test and training share the images and have an epoch of their own each.
+        return copy.copy(self._train_loaders[place])
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The held-out part as it is; no loader when nothing is held out."""
@@ -135,21 +157,31 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return self._eval_loader(self.test_set)
 
     def _eval_loader(self, part: tuple[Tensor, Tensor]) -> EvalLoader:
-        device, rank, world_size = self._place()
-        return EvalLoader(
-            *part,
-            batch_size=self.batch_size,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        return EvalLoader(*part, batch_size=self.batch_size, **self._place()._asdict())
 
-    def _place(self) -> tuple[torch.device, int, int]:
-        """Device, rank and number of processes of the Trainer, if there is one."""
+    def _place(self) -> Place:
+        """Where the Trainer, if there is one, wants the batches of this process."""
         if self.trainer is None:
-            return torch.device("cpu"), 0, 1
-        strategy, trainer = self.trainer.strategy, self.trainer
-        return strategy.root_device, trainer.global_rank, trainer.world_size
+            return Place(torch.device("cpu"), 0, 1, on_host=False)
+        device, trainer = self.trainer.strategy.root_device, self.trainer
+        if device not in self._on_host:  # once, before any image is there
+            self._on_host[device] = self.stays_on_host(device)
+        rank, world_size = trainer.global_rank, trainer.world_size
+        return Place(device, rank, world_size, self._on_host[device])
+
+    def stays_on_host(self, device: torch.device) -> bool:
+        """Whether all images, those for training with their border, are too many."""
+        border = 1 + 2 * self.augmentation.crop_padding / IMAGE_SIZE
+        others = self.val_set[0].nbytes + self.test_set[0].nbytes
+        needed = self.train_set[0].nbytes * border**2 + others
+        free = environment.free_memory(device)
+        if fits(needed, free):
+            return False
+        log.info(
+            f"images stay in host memory: {needed / 2**30:.1f} GiB needed, "
+            f"{free / 2**30:.1f} GiB free on {device}, half of it for the network"
+        )
+        return True
 
 
 def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -185,9 +217,10 @@ def channel_statistics(images: Tensor) -> tuple[Colour, Colour]:
     Args:
         images: uint8 (N, H, W, 3).
     """
-    counts = torch.stack(
-        [images[..., channel].flatten().bincount(minlength=256) for channel in range(3)]
-    )
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for part in images.split(10_000):  # no second copy of all images at once
+        for channel in range(3):
+            counts[channel] += part[..., channel].flatten().bincount(minlength=256)
     share = counts.double() / counts.sum(dim=1, keepdim=True)
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ level

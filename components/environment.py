@@ -1,6 +1,7 @@
 """What the run stands on: device, precision, versions, commit."""
 
 import ctypes
+import math
 import platform
 import shlex
 import subprocess
@@ -103,6 +104,16 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that new tensors may take; infinity where PyTorch cannot say."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    # What PyTorch has taken from the device and uses for nothing is free as well.
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + idle
 
 
 def circumstances(hardware: Hardware) -> dict[str, str]:

@@ -2,9 +2,14 @@
 
 A loader is any iterable with a length to Lightning. With P processes each takes its
 share of every global batch, so the union of the shares is what one process would see.
+
+Images that do not fit on the device stay in host memory. The same code then gathers the
+same batches there, each while the device works on the one before.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +17,19 @@ from torch import Tensor
 from components.augmentation import Augmentation, augment, draw_epoch, pad
 
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, 3, 32, 32), int64 labels (B,)
+
+HOST = torch.device("cpu")
+PART = 4096  # images that get their border at once
+
+
+def fits(needed: float, free: float) -> bool:
+    """Whether images may live on a device: half of it is left to the network.
+
+    Args:
+        needed: Size of the images in bytes.
+        free: Free memory of the device in bytes.
+    """
+    return needed <= free / 2
 
 
 class TrainLoader:
@@ -24,9 +42,10 @@ class TrainLoader:
         augmentation: What is done to the images.
         fill: Colour of the cutout square, uint8 (3,).
         seed: With the epoch, decides order and augmentation.
-        device: Where the images are held and the batches made.
+        device: Where the batches are wanted.
         rank: This process, from 0.
         world_size: Number of processes.
+        on_host: Hold the images and make the batches in host memory, not on `device`.
     """
 
     def __init__(
@@ -41,11 +60,13 @@ class TrainLoader:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        on_host: bool = False,
     ) -> None:
-        padding, mode = augmentation.crop_padding, augmentation.padding_mode
-        self.images = pad(images.to(device), padding, mode)
-        self.labels = labels.to(device)
-        self.fill = fill.to(device)
+        home = HOST if on_host else device
+        self.images = _padded(images, augmentation, home)
+        self.labels = labels.to(home)
+        self.fill = fill.to(home)
+        self.device, self.on_host = device, on_host
         self.batch_size, self.share = batch_size, batch_size // world_size
         self.augmentation, self.seed = augmentation, seed
         self.rank, self.epoch = rank, 0
@@ -70,8 +91,14 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this process's share of every global batch of the epoch."""
-        count, device = len(self.labels), self.labels.device
-        draws = draw_epoch(count, self.augmentation, self.seed, self.epoch).to(device)
+        if not self.on_host:
+            return self._gather()
+        return (to_device(batch, self.device) for batch in ahead(self._gather()))
+
+    def _gather(self) -> Iterator[Batch]:
+        """The batches, where the images are."""
+        count, home = len(self.labels), self.labels.device
+        draws = draw_epoch(count, self.augmentation, self.seed, self.epoch).to(home)
         epoch, batch = self.resumed
         for step in range(batch if self.epoch == epoch else 0, len(self)):
             start = step * self.batch_size + self.rank * self.share
@@ -96,10 +123,12 @@ class EvalLoader:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        on_host: bool = False,
     ) -> None:
-        self.images = images.to(device).permute(0, 3, 1, 2)  # stays channels_last
-        self.labels = labels.to(device)
-        self.batch_size = batch_size
+        home = HOST if on_host else device
+        self.images = images.to(home).permute(0, 3, 1, 2)  # stays channels_last
+        self.labels = labels.to(home)
+        self.batch_size, self.device = batch_size, device
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -112,4 +141,35 @@ class EvalLoader:
         for batch in torch.arange(len(self.labels)).tensor_split(len(self)):
             share = batch.tensor_split(self.world_size)[self.rank]
             start, stop = int(share[0]), int(share[-1]) + 1
-            yield self.images[start:stop], self.labels[start:stop]
+            part = self.images[start:stop], self.labels[start:stop]
+            yield to_device(part, self.device)
+
+
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield from an iterator of which a thread makes one batch ahead."""
+    following = partial(next, batches, None)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = thread.submit(following)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(following)
+            yield batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to where it is not yet, beside what the device does."""
+    if batch[0].device.type == device.type:
+        return batch
+    if device.type == "cuda":  # copies from other than page-locked memory are awaited
+        batch = batch[0].pin_memory(), batch[1].pin_memory()
+    images, labels = (part.to(device, non_blocking=True) for part in batch)
+    return images, labels
+
+
+def _padded(images: Tensor, augmentation: Augmentation, home: torch.device) -> Tensor:
+    """All images with a border; part by part, so that none is there a second time."""
+    padding, mode = augmentation.crop_padding, augmentation.padding_mode
+    side = images.shape[1] + 2 * padding
+    padded = torch.empty(len(images), side, side, 3, dtype=torch.uint8, device=home)
+    for room, part in zip(padded.split(PART), images.split(PART), strict=True):
+        room.copy_(pad(part.to(home), padding, mode))
+    return padded

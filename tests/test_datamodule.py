@@ -1,14 +1,20 @@
 """The data module: split, statistics, and who is augmented."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from components import environment
 from components.errors import InputError
 from components.loader import EvalLoader
 from datamodule import CIFAR10DataModule, channel_statistics, stratified_split
+from run_files import assert_same, weights
 
 LABELS = torch.arange(1000) % 10
 
@@ -122,6 +128,75 @@ def test_impossible_sizes(
     )
     with pytest.raises(InputError, match=message):
         data.setup()
+
+
+def test_statistics_count_every_image_of_many() -> None:
+    images = torch.zeros(25_000, 1, 1, 3, dtype=torch.uint8)
+    images[15_000:] = 255
+    assert channel_statistics(images)[0] == (0.4, 0.4, 0.4)
+
+
+def test_range_test_and_training_share_images_but_not_the_epoch(
+    data: CIFAR10DataModule,
+) -> None:
+    first, second = data.train_dataloader(), data.train_dataloader()
+    first.set_epoch(3)
+    first.resume_at(3, 1)
+    assert second.images is first.images
+    assert (second.epoch, second.resumed) == (0, (0, 0))
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "datamodule"]
+
+
+@pytest.mark.parametrize("missing", [0, 1])  # bytes
+def test_images_that_do_not_fit_stay_in_host_memory(
+    missing: int,
+    data: CIFAR10DataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    needed = 3 * (108 * 40 * 40 + 42 * 32 * 32)  # with a border of 4 for training
+    monkeypatch.setattr(environment, "free_memory", lambda _: 2 * needed - missing)
+    data.trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False
+    )
+    with caplog.at_level(logging.INFO, "datamodule"):
+        first, second = data.train_dataloader(), data.train_dataloader()
+        data.val_dataloader()
+        data.test_dataloader()
+    assert first.on_host == second.on_host == bool(missing)
+    assert len(told(caplog)) == missing  # once for all
+
+
+def test_the_line_about_host_memory(
+    data: CIFAR10DataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pixel = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)  # in the place of them all
+    data.train_set = pixel.expand(10**6, 32, 32, 3), torch.zeros(10**6)
+    monkeypatch.setattr(environment, "free_memory", lambda _: 8 * 2**30)
+    with caplog.at_level(logging.INFO, "datamodule"):
+        assert data.stays_on_host(torch.device("cuda", 1))
+    assert told(caplog) == [
+        "images stay in host memory: 4.5 GiB needed, 8.0 GiB free on cuda:1, half of "
+        "it for the network"
+    ]
+
+
+def test_a_run_from_host_memory_ends_with_the_same_weights(
+    quick_train: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quick_train(lr="auto", lr_steps=40)
+    monkeypatch.setattr(environment, "free_memory", lambda _: 0)
+    with caplog.at_level(logging.INFO, "datamodule"):
+        quick_train(lr="auto", lr_steps=40, name="host")
+    assert len(told(caplog)) == 1
+    assert_same(weights(Path("runs/host/checkpoints/last.ckpt")), weights())
 
 
 @pytest.mark.slow

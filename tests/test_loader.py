@@ -1,12 +1,17 @@
 """Loaders: every image, in the right batch, for one process or several."""
 
+import math
+import threading
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 
-from components.augmentation import Augmentation
-from components.loader import EvalLoader, TrainLoader
+from components import environment, loader
+from components.augmentation import Augmentation, PaddingMode, pad
+from components.loader import Batch, EvalLoader, TrainLoader, ahead, fits
 
 CPU = torch.device("cpu")
 # Image k is all of value k, so that it can be told from its pixels.
@@ -16,17 +21,23 @@ LABELS = torch.arange(50) * 2
 PLAIN = Augmentation(crop_padding=0, flip="none", cutout=0)
 
 
-def train_loader(**options: int) -> TrainLoader:
+def train_loader(**options: Any) -> TrainLoader:
+    usual: dict[str, Any] = {"augmentation": PLAIN, "device": CPU}
     return TrainLoader(
         IMAGES,
         LABELS,
         batch_size=12,
-        augmentation=PLAIN,
         fill=torch.zeros(3, dtype=torch.uint8),
         seed=0,
-        device=CPU,
-        **options,
+        **usual | options,
     )
+
+
+def assert_same_batches(ours: Iterator[Batch], theirs: Iterator[Batch]) -> None:
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our[0], their[0])
+        assert torch.equal(our[1], their[1])
+        assert our[0].stride() == their[0].stride()
 
 
 def test_an_epoch_has_full_batches_of_different_images() -> None:
@@ -122,3 +133,103 @@ def test_a_batch_smaller_than_the_processes_is_joined_to_another() -> None:
         for rank in range(2)
     ]
     assert [[len(labels) for _, labels in share] for share in shares] == [[2], [1]]
+
+
+def test_images_may_take_half_of_a_device() -> None:
+    assert fits(5, free=10)
+    assert not fits(6, free=10)
+    assert fits(10**15, environment.free_memory(CPU))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_of_host_memory_are_the_same(rank: int) -> None:
+    options: dict[str, Any] = {"augmentation": Augmentation(), "rank": rank}
+    resident = train_loader(world_size=2, **options)
+    on_host = train_loader(world_size=2, on_host=True, **options)
+    for resumed in (resident, on_host):
+        resumed.resume_at(epoch=1, batch=2)
+    for epoch in (0, 1, 2):
+        resident.set_epoch(epoch)
+        on_host.set_epoch(epoch)
+        assert_same_batches(iter(on_host), iter(resident))
+
+
+def test_evaluation_from_host_memory_is_the_same() -> None:
+    resident, on_host = (
+        EvalLoader(IMAGES, LABELS, batch_size=12, device=CPU, on_host=on_host)
+        for on_host in (False, True)
+    )
+    assert_same_batches(iter(on_host), iter(resident))
+
+
+def test_the_next_batch_is_made_while_one_is_used() -> None:
+    made = [threading.Event() for _ in range(3)]
+
+    def batches() -> Iterator[Batch]:
+        for event in made:
+            event.set()
+            yield IMAGES, LABELS
+
+    before = threading.active_count()
+    coming = ahead(batches())
+    next(coming)
+    assert made[1].wait(timeout=10)
+    assert not made[2].is_set()
+    assert len(list(coming)) == 2
+    assert threading.active_count() == before
+
+
+def test_no_thread_outlives_an_epoch_that_is_broken_off() -> None:
+    before = threading.active_count()
+    batches = iter(train_loader(on_host=True))
+    next(batches)
+    assert threading.active_count() == before + 1
+    del batches
+    assert threading.active_count() == before
+
+
+def test_what_goes_wrong_in_the_thread_is_raised() -> None:
+    def batches() -> Iterator[Batch]:
+        yield IMAGES, LABELS
+        raise MemoryError("no room")
+
+    coming = ahead(batches())
+    next(coming)
+    with pytest.raises(MemoryError, match="no room"):
+        next(coming)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_the_border_is_the_same_part_by_part(
+    mode: PaddingMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "PART", 7)
+    images = train_loader(augmentation=Augmentation(3, mode)).images
+    assert torch.equal(images, pad(IMAGES, 3, mode))
+
+
+@pytest.mark.gpu
+def test_host_memory_feeds_a_gpu_the_same_batches() -> None:
+    options: dict[str, Any] = {"augmentation": Augmentation()}
+    options["device"] = device = torch.device("cuda", 0)
+    resident = train_loader(**options)
+    on_host = train_loader(on_host=True, **options)
+    assert on_host.images.device == CPU
+    for images, _ in on_host:
+        assert images.device == device
+    assert_same_batches(iter(on_host), iter(resident))
+    evaluation = EvalLoader(IMAGES, LABELS, batch_size=12, device=device, on_host=True)
+    seen = torch.cat([images for images, _ in evaluation])
+    assert seen.device == device
+    assert torch.equal(seen.permute(0, 2, 3, 1).cpu(), IMAGES)
+
+
+@pytest.mark.gpu
+def test_free_memory_of_a_gpu_counts_what_pytorch_does_not_use() -> None:
+    device = torch.device("cuda", 0)
+    before = environment.free_memory(device)
+    assert 0 < before < math.inf
+    held = torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert before - environment.free_memory(device) == pytest.approx(2**28, rel=0.1)
+    del held  # PyTorch keeps it for the next one
+    assert environment.free_memory(device) == pytest.approx(before, rel=0.01)
