@@ -208,6 +208,7 @@ def train(
         write_end(run, trainer, config, metrics, history.rows)
         if report and limit_test_batches:
             write_report(run, trainer, images)
+        trainer.loggers[0].finalize("success")
     show_end(metrics, None if fast_dev_run else run.path)
     return metrics
 

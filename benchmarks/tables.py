@@ -2,30 +2,53 @@
 
     python benchmarks/tables.py --add runs/NAME --recipe "what it is"
     python benchmarks/tables.py
+    python benchmarks/tables.py --compare "RECIPE A" "RECIPE B"
 
-The first adds a finished run to `benchmarks/results/runs.csv`; both write the table
-between the two markers in the README anew.
+The first adds a finished run to `benchmarks/results/runs.csv`, as recipe.py does by
+itself; the first two write the table between the two markers in the README anew. The
+third says how far the accuracies of two recipes are apart, and how often chance alone
+would put them that far apart.
 """
 
 import csv
 import datetime
 import itertools
 import json
+import math
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import auto_cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from components import cli
+from components.errors import InputError
+from components.files import replacing
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "runs.csv"
 README = PROJECT / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+TIMES = ("seconds", "fit_seconds", "images_per_second")
+ACCURACIES = {
+    "test/acc": "test accuracy",
+    "test/acc_tta": "with flip TTA",
+    "val/acc": "val accuracy",
+}
+FEWEST = 3  # runs of a recipe from which a spread can be seen
 
 Run = dict[str, str]
+Kind = tuple[str, str, str]  # recipe, device, precision
 
 
 def add_run(
-    folder: Path, recipe: str, runs: Path = RUNS, *, timed: bool = True
+    folder: Path,
+    recipe: str,
+    runs: Path = RUNS,
+    *,
+    timed: bool = True,
+    commit: str | None = None,
 ) -> None:
     """Add a run's metrics.json as a row of the CSV file `runs`.
 
@@ -34,14 +57,17 @@ def add_run(
         recipe: Name under which runs that differ only in their seed are put together.
         runs: The CSV file; made when it is not there.
         timed: Whether its times are worth keeping: not if other work ran beside it.
+        commit: That of the code that ran; None for the one in metrics.json.
     """
     metrics = json.loads((folder / "metrics.json").read_text())
     if not timed:
-        metrics |= {"seconds": "", "images_per_second": ""}
+        metrics |= {name: "" for name in TIMES if name in metrics}
+    if commit is not None:
+        metrics["commit"] = commit
     row = {"date": datetime.date.today().isoformat(), "recipe": recipe, **metrics}
     rows = [*read_runs(runs), row] if runs.exists() else [row]
     columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    with runs.open("w", newline="") as file:
+    with replacing(runs, "w") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -53,44 +79,154 @@ def read_runs(runs: Path = RUNS) -> list[Run]:
         return list(csv.DictReader(file))
 
 
-def results_table(runs: list[Run]) -> str:
+def by_kind(runs: Sequence[Run]) -> dict[Kind, list[Run]]:
+    """Runs that differ in their seed only, of which the newest of each seed counts.
+
+    So a recipe that was measured again, after a change of the code, is not taken for
+    twice as many independent runs.
+    """
+    groups: dict[Kind, dict[str, Run]] = {}
+    for run in runs:
+        kind = run["recipe"], run["device"], run["precision"]
+        groups.setdefault(kind, {})[run["seed"]] = run
+    return {kind: list(seeds.values()) for kind, seeds in groups.items()}
+
+
+def values(runs: Sequence[Run], column: str) -> list[float]:
+    """What is in a column, without the runs for which it was not measured."""
+    return [float(run[column]) for run in runs if run.get(column)]
+
+
+def results_table(runs: Sequence[Run]) -> str:
     """A row a recipe and device, the most accurate first: mean, spread and number."""
-    lines = [
-        "| recipe | test accuracy | val accuracy | n | seconds a run | on |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["recipe", *ACCURACIES.values(), "n", "seconds a run", "of them training"]
+    lines = [f"| {' | '.join([*head, 'on'])} |", f"|{'---|' * (len(head) + 1)}"]
 
-    def kind(run: Run) -> tuple[str, str, str]:
-        return run["recipe"], run["device"], run["precision"]
+    def accuracy(group: tuple[Kind, list[Run]]) -> float:
+        found = values(group[1], "test/acc") or values(group[1], "val/acc")
+        return statistics.mean(found or [0])
 
-    def accuracy(group: tuple[tuple[str, str, str], list[Run]]) -> float:
-        return statistics.mean(float(run["test/acc"]) for run in group[1])
-
-    groups = [
-        (names, list(group))
-        for names, group in itertools.groupby(sorted(runs, key=kind), kind)
-    ]
-    for (recipe, device, precision), same in sorted(groups, key=accuracy, reverse=True):
-        seconds = [float(run["seconds"]) for run in same if run["seconds"]]
+    groups = sorted(by_kind(runs).items(), key=accuracy, reverse=True)
+    for (recipe, device, precision), same in groups:
         cells = [
             recipe,
-            percent([run["test/acc"] for run in same]),
-            percent([run["val/acc"] for run in same]),
+            *(percent(values(same, column)) for column in ACCURACIES),
             str(len(same)),
-            f"{statistics.median(seconds):.0f}" if seconds else "",
+            median(values(same, "seconds")),
+            median(values(same, "fit_seconds")),
             f"{device}, {precision}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def percent(shares: list[str]) -> str:
+def percent(shares: Sequence[float]) -> str:
     """Mean in percent, with standard deviation and range where there are several."""
-    values = [100 * float(share) for share in shares if share]
-    if len(values) < 2:
-        return f"{values[0]:.2f} %" if values else ""
-    mean, spread = statistics.mean(values), statistics.stdev(values)
-    return f"{mean:.2f} ± {spread:.2f} % ({min(values):.2f} to {max(values):.2f})"
+    hundredths = [100 * share for share in shares]
+    if len(hundredths) < 2:
+        return f"{hundredths[0]:.2f} %" if hundredths else ""
+    mean, spread = statistics.mean(hundredths), statistics.stdev(hundredths)
+    return (
+        f"{mean:.2f} ± {spread:.2f} % ({min(hundredths):.2f} to {max(hundredths):.2f})"
+    )
+
+
+def median(seconds: Sequence[float]) -> str:
+    """The median, with hundredths where it is short."""
+    if not seconds:
+        return ""
+    middle = statistics.median(seconds)
+    return f"{middle:.2f}" if middle < 60 else f"{middle:.0f}"
+
+
+def comparison(runs: Sequence[Run], first: str, second: str) -> str:
+    """The second recipe against the first, a line for each accuracy and device.
+
+    Args:
+        runs: All runs.
+        first: Name of a recipe, or its beginning.
+        second: Likewise.
+
+    Raises:
+        InputError: There is no such recipe, or there are too few runs of it on a
+            device that the other has run on.
+    """
+    before, after = (find_recipe(runs, name) for name in (first, second))
+    groups = by_kind(runs)
+    lines = []
+    for (recipe, *place), old_runs in groups.items():
+        if recipe != before:
+            continue
+        new_runs = groups.get((after, place[0], place[1]), [])
+        for column, name in ACCURACIES.items():
+            old, new = values(old_runs, column), values(new_runs, column)
+            if min(len(old), len(new)) < FEWEST:
+                continue
+            gain = 100 * (statistics.mean(new) - statistics.mean(old))
+            lines.append(
+                f"{name}: {gain:+.2f} %, p = {welch(old, new):.2g}, from "
+                f"{percent(old)}, n = {len(old)}, to {percent(new)}, n = {len(new)}; "
+                f"{', '.join(place)}"
+            )
+    if not lines:
+        raise InputError(
+            f"--compare needs at least {FEWEST} runs of both {before!r} and {after!r} "
+            "on the same device at the same precision; make more, with other seeds"
+        )
+    return "\n".join([f"{before} -> {after}", *lines])
+
+
+def find_recipe(runs: Sequence[Run], name: str) -> str:
+    """The recipe of this name, or the only one whose name begins so.
+
+    Raises:
+        InputError: There is none, or several.
+    """
+    recipes = list(dict.fromkeys(run["recipe"] for run in runs))
+    if name in recipes:
+        return name
+    found = [recipe for recipe in recipes if recipe.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    known = "; ".join(found or recipes)
+    raise InputError(f"--compare {name!r} is not the name of one recipe: {known}")
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float:
+    """How probable it is that chance alone sets two means at least this far apart.
+
+    Welch's t-test, two-sided: the spreads may differ; the values should be about
+    normally distributed, as accuracies over seeds are.
+
+    Args:
+        first: Independent values, at least two.
+        second: Likewise.
+    """
+    errors = [statistics.variance(each) / len(each) for each in (first, second)]
+    distance = abs(statistics.mean(first) - statistics.mean(second))
+    if not sum(errors):
+        return float(distance == 0)
+    freedom = sum(errors) ** 2 / sum(
+        error**2 / (len(each) - 1)
+        for error, each in zip(errors, (first, second), strict=True)
+    )
+    return student(distance / math.sqrt(sum(errors)), freedom)
+
+
+def student(t: float, freedom: float, steps: int = 10_000) -> float:
+    """Probability that Student's t is at least so far from 0, on either side.
+
+    With t = sqrt(freedom) tan(x) its density becomes cos(x) ** (freedom - 1), which is
+    smooth and ends at pi / 2.
+    """
+    start = math.atan(t / math.sqrt(freedom))
+
+    def area(low: float) -> float:
+        step = (math.pi / 2 - low) / steps
+        middles = (low + (i + 0.5) * step for i in range(steps))
+        return step * math.fsum(math.cos(x) ** (freedom - 1) for x in middles)
+
+    return area(start) / area(0)
 
 
 def with_table(readme: str, table: str) -> str:
@@ -100,15 +236,33 @@ def with_table(readme: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
-def tables(add: str | None = None, recipe: str = "default", timed: bool = True) -> None:
-    """Rebuild the README's table of results.
+def tables(
+    add: str | None = None,
+    recipe: str = "default",
+    timed: bool = True,
+    compare: tuple[str, str] | None = None,
+    runs: str = str(RUNS),
+) -> None:
+    """Rebuild the README's table of results, or compare two recipes.
 
     Args:
         add: Folder of a finished run to add first.
         recipe: Name of that run's recipe.
         timed: Whether its times are worth keeping: not if other work ran beside it.
+        compare: Names of two recipes, or their beginnings; the README stays as it is.
+        runs: CSV file of the runs, for --compare.
+
+    Raises:
+        InputError: A run is not there, or there are too few to compare.
     """
+    if compare is not None:
+        if not Path(runs).is_file():
+            raise InputError(f"--runs {runs}: no such file; give that of recipe.py")
+        print(comparison(read_runs(Path(runs)), *compare))
+        return
     if add is not None:
+        if not (Path(add) / "metrics.json").is_file():
+            raise InputError(f"--add {add}: no metrics.json in it; give a finished run")
         add_run(Path(add), recipe, timed=timed)
     table = results_table(read_runs())
     readme = README.read_text(encoding="utf-8")
@@ -116,5 +270,17 @@ def tables(add: str | None = None, recipe: str = "default", timed: bool = True) 
     print(table)
 
 
+def paired(arguments: list[str]) -> list[str]:
+    """The two names behind --compare as the one list that a flag's value is."""
+    if "--compare" not in arguments:
+        return arguments
+    start = arguments.index("--compare") + 1
+    names = arguments[start : start + 2]
+    if len(names) < 2:
+        cli.fail("tables.py", f"--compare needs the names of two recipes, got {names}")
+    return [*arguments[:start], json.dumps(names), *arguments[start + 2 :]]
+
+
 if __name__ == "__main__":
-    auto_cli(tables, as_positional=False)
+    sys.argv[1:] = paired(sys.argv[1:])
+    cli.run("tables.py", tables)

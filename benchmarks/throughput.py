@@ -34,7 +34,6 @@ from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
@@ -44,6 +43,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
+from benchmarks.scale_run import RandomImages, noise
+from benchmarks.tables import with_table
 from components import cli, environment
 from components.callbacks import History, TrainingClock
 from components.environment import Precision
@@ -51,10 +52,11 @@ from components.errors import InputError
 from components.run_folder import RunFolder
 from components.trainer import build_trainer
 from custom_resnet import CustomResNet
-from datamodule import CIFAR10DataModule
 from train import build_module, train
 
-CLASSES = 10
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = PROJECT / "benchmarks" / "results"
+PAGE = PROJECT / "docs" / "speed.md"
 TRAIN_IMAGES = 50_000
 DTYPES = {
     "32-true": torch.float32,
@@ -73,23 +75,6 @@ class Setting(NamedTuple):
     base_width: int
     compile: bool
     keep_memory: bool = True
-
-
-class NoiseDataModule(CIFAR10DataModule):
-    """As many images as CIFAR-10 has: what is on them does not change the pace."""
-
-    def prepare_data(self) -> None:
-        """Nothing to download."""
-
-    def setup(self, stage: str | None = None) -> None:
-        """Draw the images, once."""
-        if hasattr(self, "classes"):
-            return
-        self.train_set = noise(TRAIN_IMAGES)
-        self.val_set = self.test_set = noise(0)
-        self.classes = tuple(map(str, range(CLASSES)))
-        self.mean = self.std = (0.5, 0.5, 0.5)
-        self.val_size, self.fingerprint = 0, ""
 
 
 class NoiseDataset(Dataset[tuple[Tensor, int]]):
@@ -116,14 +101,6 @@ class NoiseDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def noise(count: int) -> tuple[Tensor, Tensor]:
-    """Random images, uint8 (N, 32, 32, 3), and labels, int64 (N,)."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    labels = generator.integers(0, CLASSES, count)
-    return torch.from_numpy(images), torch.from_numpy(labels)
-
-
 def trainer_pace(setting: Setting) -> float:
     """Images a second of an epoch's training, all callbacks and files included."""
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +123,7 @@ def fit(setting: Setting, folder: Path, *others: Callback) -> TrainingClock:
         config["accelerator"], 1, 1, "auto", config["precision"]
     )
     prepare(setting)
-    images = NoiseDataModule(batch_size=setting.batch_size)
+    images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=False)
     images.setup()
     run = RunFolder(str(folder), "run", 0)
     run.create(overwrite=True)
@@ -162,7 +139,7 @@ def loop_pace(setting: Setting) -> float:
     """Images a second of the hand-written loop."""
     prepare(setting)
     device, dtype = torch.device(setting.device), DTYPES[setting.precision]
-    net = CustomResNet(CLASSES, setting.base_width).to(device)
+    net = CustomResNet(base_width=setting.base_width).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if setting.compile:
         net.compile()
@@ -170,7 +147,7 @@ def loop_pace(setting: Setting) -> float:
     scaler = torch.GradScaler(setting.device, enabled=dtype == torch.float16)
     shape = (setting.batch_size, 3, 32, 32)
     images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(CLASSES, shape[:1], device=device)
+    labels = torch.randint(10, shape[:1], device=device)
 
     def step() -> None:
         with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
@@ -186,7 +163,7 @@ def loop_pace(setting: Setting) -> float:
 def course_pace(setting: Setting) -> float:
     """Images a second of the usual notebook."""
     device = torch.device(setting.device)
-    net = CustomResNet(CLASSES, setting.base_width).to(device)
+    net = CustomResNet(base_width=setting.base_width).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
     batches = iter(endless(setting.batch_size))
 
@@ -247,7 +224,7 @@ def product_rate(size: int, setting: Setting) -> float:
 
 def operations(base_width: int) -> float:
     """Floating-point operations of one image in training, forward and backward."""
-    net = CustomResNet(CLASSES, base_width).eval()  # its convolutions as they are
+    net = CustomResNet(base_width=base_width).eval()  # its convolutions as they are
     counter: Any = FlopCounterMode(display=False)
     with counter:
         net(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -323,6 +300,25 @@ def add_row(file: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
+def pace_table() -> str:
+    """All measurements on record, in Markdown."""
+    rows = [
+        row
+        for file in sorted(RESULTS.glob("*_throughput_*.csv"))
+        for row in csv.DictReader(file.read_text().splitlines())
+    ]
+    ours = [f"trainer/{name}" for name in PACES if name != "trainer"]
+    header = ["on", "batch size", "compiled", *PACES, *ours, "rounds"]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for row in rows:
+        cells = [f"{row['device']}, {row['precision']}", row["batch_size"]]
+        cells.append("yes" if row["compile"] == "True" else "no")
+        cells += [row[f"{name} images/s"] for name in PACES]
+        cells += [row[name] for name in ours]
+        lines.append(f"| {' | '.join([*cells, row['repeats']])} |")
+    return "\n".join(lines)
+
+
 def throughput(
     device: Literal["cpu", "cuda"] = "cpu",
     batch_size: int = 512,
@@ -345,7 +341,8 @@ def throughput(
         compile: Compile the network of trainer and loop.
         base_width: Channels of the first convolution.
         keep_memory: Keep freed memory in trainer and loop on a CPU, as train.py does.
-        output: CSV file to which a row is added.
+        output: CSV file to which a row is added; docs/speed.md shows those named
+            benchmarks/results/DATE_throughput_DEVICE.csv.
 
     Raises:
         InputError: There is no such device, or a value is out of its range.
@@ -383,6 +380,8 @@ def throughput(
     row |= circumstances | {"device": f"{device}: {circumstances['device']}"}
     if output is not None:
         add_row(Path(output), row)
+        text = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(with_table(text, pace_table()), encoding="utf-8")
     for name, value in row.items():
         print(f"{'ratio ' if name in ratios(paces) else ''}{name} {value}")
 

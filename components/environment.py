@@ -96,9 +96,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors for the next ones.
 
-    By itself it gives every large block back and asks for it anew, and the page faults
-    of a step's activations take nearly half of a large batch's time on a CPU:
-    benchmarks/results/2026-11-22_profile_cpu.md. Other C libraries are left alone.
+    By itself it gives every large block back and asks for it anew, and each step of a
+    training on a CPU pays for the page faults of its activations: docs/speed.md. Other
+    C libraries are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

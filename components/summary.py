@@ -21,7 +21,8 @@ from components.figures import (
 )
 from components.findings import Findings
 from components.lr_finder import RangeTest
-from components.run_folder import RunFolder, settings
+from components.resume import IDENTITY
+from components.run_folder import RunFolder
 from datamodule import CIFAR10DataModule
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def write_end(
         if "/" in name and value is not None
     }
     logger = _logger(trainer)
-    logger.log_hyperparams(settings(config), final, step=trainer.global_step)
+    shaping = {flag: config[flag] for flag in ("lr", "precision", *IDENTITY)}
+    logger.log_hyperparams(shaping, final, step=trainer.global_step)
 
 
 @rank_zero_only
@@ -87,8 +89,6 @@ def write_report(
         report.write_report(finished, findings)
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
-    finally:
-        _logger(trainer).finalize("success")
 
 
 @rank_zero_only

@@ -77,21 +77,22 @@ def test_runs_of_a_recipe_are_put_together(
 def test_the_most_accurate_comes_first_and_a_spoilt_time_is_left_out(
     tmp_path: Path,
 ) -> None:
-    metrics = {"val/acc": None, "seconds": 5.0, "device": "CPU", "precision": "32-true"}
+    metrics: dict[str, Any] = {"val/acc": None, "seconds": 5.0, "fit_seconds": 2.5}
+    metrics |= {"seed": 0, "device": "CPU", "precision": "32-true"}
     for recipe, accuracy, timed in (("a", 0.5, True), ("b", 0.9, False)):
         content = json.dumps(metrics | {"test/acc": accuracy})
         (tmp_path / "metrics.json").write_text(content)
         add_run(tmp_path, recipe, tmp_path / "runs.csv", timed=timed)
     assert results_table(read_runs(tmp_path / "runs.csv")).splitlines()[2:] == [
-        "| b | 90.00 % |  | 1 |  | CPU, 32-true |",
-        "| a | 50.00 % |  | 1 | 5 | CPU, 32-true |",
+        "| b | 90.00 % |  |  | 1 |  |  | CPU, 32-true |",
+        "| a | 50.00 % |  |  | 1 | 5.00 | 2.50 | CPU, 32-true |",
     ]
 
 
 def test_percent_of_one_several_and_none() -> None:
-    assert percent(["0.5"]) == "50.00 %"
-    assert percent(["0.5", "0.6"]) == "55.00 ± 7.07 % (50.00 to 60.00)"
-    assert percent([""]) == ""
+    assert percent([0.5]) == "50.00 %"
+    assert percent([0.5, 0.6]) == "55.00 ± 7.07 % (50.00 to 60.00)"
+    assert percent([]) == ""
 
 
 def test_lr_stability_runs_small(

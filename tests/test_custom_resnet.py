@@ -111,7 +111,7 @@ def test_layer_table_leaves_the_network_as_it_was() -> None:
     assert not any(layer._forward_hooks for layer in net.modules())
 
 
-@pytest.mark.parametrize("side", [1, 3, 7, 8])
+@pytest.mark.parametrize("side", [1, 3, 4])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_maps_side_by_side_are_convolved_one_by_one(side: int, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -146,7 +146,7 @@ def test_only_small_maps_in_training_are_laid_side_by_side() -> None:
 
     conv = Seen(2, 2, 3, padding=1)
     conv(torch.zeros(5, 2, 3, 3))
-    conv(torch.zeros(5, 2, 8, 8))
+    conv(torch.zeros(5, 2, 4, 4))
     conv.eval()(torch.zeros(5, 2, 3, 3))
-    Seen(2, 2, 3)(torch.zeros(5, 2, 7, 7))  # without padding
-    assert widths == [20, 8, 3, 7]
+    Seen(2, 2, 3)(torch.zeros(5, 2, 3, 3))  # without padding
+    assert widths == [20, 4, 3, 3]

@@ -42,7 +42,15 @@ QUICK = {
     "--limit_train_batches 3",
     "benchmarks/lr_stability.py": "--accelerator cpu --precision 32-true --seeds 2 "
     "--base_width 4 --batch_sizes [32] --lr_steps 40",
+    "benchmarks/scale.py": "--epochs [1] --images [64] --batch_sizes [32] "
+    "--processes [1] --images_per_epoch 32 --repeats 1",
 }
+QUICK_RECIPE = """accelerator: cpu
+precision: 32-true
+base_width: 4
+batch_size: 32
+max_epochs: 1
+lr: 0.01"""
 # Pages on which a command needs what one before it has left; others get a dry run.
 KEEP_RUNS = ("README.md", "recipes.md", "own_images.md")
 # What is written otherwise in Python, to the same end, and for names in capitals.
@@ -52,11 +60,13 @@ SUBSTITUTIONS = {
     "runs/NAME": "runs/long",
     "--ckpt_path FILE --data_dir": "--ckpt_path runs/long/checkpoints/last.ckpt "
     "--data_dir",
-    "for seed in 0 1 2;": "for seed in 0 1;",
+    "recipe.py configs/seed.yaml": "recipe.py quick.yaml",
+    "max_epochs: 10": QUICK_RECIPE,
+    "--seeds 5": "--seeds 3",
 }
 GIVEN = {"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}  # to all Python code
 # What scripts need of requirements-extras.txt; without it they are left out.
-EXTRAS = {"export.py": "onnxruntime", "report.py": "jinja2"}
+EXTRAS = {"app.py": "gradio", "export.py": "onnxruntime", "report.py": "jinja2"}
 # What cannot be run here, and why; what it names must exist all the same.
 NOT_RUN = {
     "pip": "downloads",
@@ -119,6 +129,8 @@ def _call(command: list[str], extra: tuple[str, ...]) -> None:
             launch = get_args_parser().parse_args(rest)
             assert Path(launch.training_script).exists()
             cli.parse(train.train, launch.training_script_args)
+        case ["python", "app.py", *flags] if find_spec(EXTRAS["app.py"]):
+            serve(flags)
         case ["python", script, *flags]:
             if find_spec(EXTRAS.get(script, "torch")) is None:
                 return
@@ -126,6 +138,24 @@ def _call(command: list[str], extra: tuple[str, ...]) -> None:
             runpy.run_path(script, run_name="__main__")
         case _:
             raise ValueError(f"no stand-in for {command}")
+
+
+def serve(flags: list[str]) -> None:
+    """Start app.py, wait for its address, and stop it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "app.py", *flags, "--port", port],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == f"http://127.0.0.1:{port}/\n"
+        server.send_signal(signal.SIGINT)
+    assert server.returncode == 130
 
 
 def run_bash(code: str, do: Callable[[list[str]], Done]) -> tuple[int, list[list[str]]]:
@@ -176,7 +206,9 @@ def project(
         shutil.copy(path, tmp_path)
     for name in ("README.md", "requirements.lock"):
         shutil.copy(PROJECT / name, tmp_path)
-    shutil.copytree(PROJECT / "benchmarks", tmp_path / "benchmarks")
+    (tmp_path / "quick.yaml").write_text(QUICK_RECIPE)
+    for name in ("benchmarks", "components", "configs", "docs"):
+        shutil.copytree(PROJECT / name, tmp_path / name)
     shutil.copytree(image_folder, tmp_path / "data")
     shutil.copytree(image_folder, tmp_path / "data" / "cifar10")
     shutil.copytree(image_folder / "test", tmp_path / "photos")
@@ -204,7 +236,7 @@ def test_every_block_of_a_page_runs(page: str, project: Path) -> None:
         )
         assert (exit_code, bool(commands)) == (0, True), code
     if page == "recipes.md":
-        assert "smoothing 0.1, decay 0.05, 10 epochs" in Path("README.md").read_text()
+        assert "| smooth on cifar10, 1 epochs, " in Path("README.md").read_text()
     if page == "own_images.md":
         assert Path("runs/mine/metrics.json").exists()
 

@@ -37,7 +37,12 @@ METRICS: dict[str, Any] = {
     **{"train/loss": 0.5, "train/acc": 0.81, "val/loss": None, "val/acc": None},
     **{"test/loss": 0.25, "test/acc": 0.9035, "max_lr": 0.0123, "epochs": 2},
     **{"seconds": 1639.0, "images_per_second": 1234.4, "device": "Some CPU"},
-    **{"precision": "32-true", "versions": "torch 2", "commit": "abc"},
+    **{
+        "test/acc_tta": 0.9123,
+        "precision": "32-true",
+        "versions": "torch 2",
+        "commit": "abc",
+    },
     "command": "python train.py --name '<i>&amp;'",
 }
 
@@ -102,6 +107,7 @@ def page(tmp_path: Path) -> Page:
 def test_numbers_are_in_the_text(page: Page) -> None:
     for text in (
         "90.35 %",
+        "test accuracy with flip TTA 91.23 %",
         "81.00 % 0.5000",
         "\N{EN DASH} \N{EN DASH}",  # nothing was held out
         "0.0123",

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.small_maps import small_maps
 from benchmarks.step_profile import step_profile
+from benchmarks.tables import with_table
 from benchmarks.throughput import (
+    PAGE,
     NoiseDataset,
     add_row,
     operations,
+    pace_table,
     ratios,
     summary,
     throughput,
@@ -46,6 +50,26 @@ def test_a_row_and_a_line_for_each_ratio(
         float(row[f"{name} images/s"].split()[0]) for name in ("loop", "limit")
     )
     assert loop < limit
+
+
+def test_the_page_shows_what_is_on_record() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page, pace_table()) == page
+
+
+def test_small_maps_are_timed_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom_resnet.SMALL_MAP", 0)  # and back at the end
+    file = tmp_path / "maps.csv"
+    small_maps(str(file), batch_size=2, repeats=2)
+    with file.open() as opened:
+        few, more = csv.DictReader(opened)
+    assert few["convolution"] == "512 to 512, 3x3"
+    assert more["convolution"] == "256 to 512, 7x7"
+    for row in (few, more):
+        middle, low, high = map(float, re.findall(r"\d+\.\d+", row["ratio"]))
+        assert 0 < low <= middle <= high
 
 
 def test_ratios_are_those_of_the_same_round() -> None:

@@ -1,0 +1,330 @@
+"""Recipes: measured by one protocol, put on record once, and compared honestly."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks import recipe as script
+from benchmarks import tables
+from benchmarks.recipe import commit_of_code, recipe, recipe_name
+from benchmarks.tables import (
+    Run,
+    by_kind,
+    comparison,
+    percent,
+    read_runs,
+    results_table,
+    student,
+    values,
+    welch,
+)
+from components import cli, environment
+from components.errors import InputError
+from components.run_folder import RunFolder
+from components.stop import StoppedError
+from lightning_module import LitCustomResNet
+from train import train
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+SMALL: dict[str, Any] = {
+    "accelerator": "cpu",
+    "precision": "32-true",
+    "base_width": 4,
+    "batch_size": 32,
+    "max_epochs": 1,
+    "lr": 0.01,
+}
+OUTPUT = Path("out/runs.csv")
+
+
+def config(**flags: Any) -> str:
+    Path("small.yaml").write_text(yaml.safe_dump(SMALL | flags))
+    return "small.yaml"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The flags of each training, in order."""
+    calls: list[dict[str, Any]] = []
+    plain_train = script.quietly_train
+
+    def note(flags: dict[str, Any]) -> dict[str, Any]:
+        calls.append(flags)
+        return plain_train(flags)
+
+    monkeypatch.setattr(script, "quietly_train", note)
+    return calls
+
+
+def test_every_run_is_measured_by_the_protocol(
+    trained: list[dict[str, Any]],
+    image_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever the file says of seed, split, test, TTA and place."""
+    own = config(seed=9, val_size=50, tta="none", limit_test_batches=0, name="x")
+    recipe([own], 2, 3, data_dir=str(image_folder), output=str(OUTPUT))
+    warm_up, *measured = trained
+    assert (warm_up["limit_train_batches"], warm_up["limit_test_batches"]) == (3, 0)
+    assert not Path(warm_up["output_dir"]).exists()
+    assert [flags["seed"] for flags in measured] == [3, 4]
+    for flags in measured:
+        assert (flags["val_size"], flags["tta"]) == (0, "flip")
+        assert (flags["label_smoothing"], flags["limit_train_batches"]) == (0.0, 1.0)
+    rows = read_runs(OUTPUT)
+    for row, seed in zip(rows, ("3", "4"), strict=True):
+        folder = Path(f"runs/recipes/small_seed{seed}")
+        kept = json.loads((folder / "metrics.json").read_text())
+        assert kept["val/acc"] is None
+        assert not (folder / "report.html").exists()
+        assert (row["seed"], row["val/acc"]) == (seed, "")
+        for column in ("test/acc", "test/acc_tta", "test/loss", "fit_seconds"):
+            assert float(row[column]) == kept[column]
+        assert 0 < float(row["fit_seconds"]) < float(row["seconds"])
+        images = f"small on {image_folder.name}, 1 epochs"
+        assert row["recipe"] == f"{images}, batch_size 32, lr 0.01, base_width 4"
+    shown = capsys.readouterr().out
+    assert results_table(rows) in shown
+    first = 100 * float(rows[0]["test/acc"])
+    assert shown.startswith(f"seed 3: test accuracy {first:.2f} %, with flip TTA ")
+
+
+def test_what_is_on_record_is_not_trained_again(
+    trained: list[dict[str, Any]],
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files: dict[str, Any] = {"data_dir": str(image_folder), "output": str(OUTPUT)}
+    monkeypatch.setattr(script, "commit_of_code", lambda: "old")
+    recipe([config()], 1, timed=False, **files)
+    recipe([config()], 1, **files)
+    assert len(trained) == 2  # a warm-up and a run
+    assert "seed 0 on record already\n" in capsys.readouterr().out
+    recipe([config()], 2, **files)
+    assert [flags.get("seed") for flags in trained[3:]] == [1]
+    monkeypatch.setattr(script, "commit_of_code", lambda: "new")
+    recipe([config()], 1, **files)
+    recipe([config(label_smoothing=0.1)], 1, **files)
+    rows = read_runs(OUTPUT)
+    found = [(row["seed"], row["commit"]) for row in rows]
+    assert found == [("0", "old"), ("1", "old"), ("0", "new"), ("0", "new")]
+    assert rows[3]["recipe"].endswith("lr 0.01, label_smoothing 0.1, base_width 4")
+    assert [bool(row["fit_seconds"]) for row in rows] == [False, True, True, True]
+
+
+def test_a_selection_leaves_the_test_set_alone(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(LitCustomResNet, "test_step", refuse)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    own = config(val_size=0, tta="flip")
+    recipe([own], 1, select=True, data_dir=str(image_folder))
+    [row] = read_runs(tmp_path / "selection.csv")
+    assert (row["test/acc"], row["test/loss"]) == ("", "")
+    assert float(row["val/acc"]) >= 0
+    assert float(row["val/loss"]) > 0
+    saved = yaml.safe_load(Path("runs/selection/small_seed0/config.yaml").read_text())
+    assert saved["val_size"] == 12  # a tenth of 120
+
+
+def test_a_signal_keeps_the_runs_before(
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain_create = RunFolder.create
+
+    def create(run: RunFolder, *, overwrite: bool) -> None:
+        if run.path.name == "small_seed1":
+            raise StoppedError(signal.SIGTERM)
+        plain_create(run, overwrite=overwrite)
+
+    monkeypatch.setattr(RunFolder, "create", create)
+    with pytest.raises(SystemExit) as end:
+        recipe([config()], 3, data_dir=str(image_folder), output=str(OUTPUT))
+    assert end.value.code == 143
+    assert [row["seed"] for row in read_runs(OUTPUT)] == ["0"]
+    said = "recipe.py: stopped by SIGTERM; the same command goes on with this run anew"
+    assert said in capsys.readouterr().err
+
+
+def test_a_name_says_what_a_recipe_is() -> None:
+    flags = cli.parse(train, [])
+    assert recipe_name("a/best.yaml", flags) == "best on cifar10, 24 epochs"
+    others = {"data": "synthetic", "seed": 3, "ema_decay": 0.99, "flip": "alternate"}
+    named = recipe_name("fast.yaml", flags | others | {"max_epochs": 9})
+    assert named == "fast on shapes, 9 epochs, ema_decay 0.99, flip alternate"
+
+
+def test_results_and_pages_do_not_make_a_commit_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *names, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    files = ("benchmarks/results/runs.csv", "README.md", "train.py")
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    for name in files:
+        (tmp_path / name).touch()
+    git("init")
+    git("add", *files)
+    git("commit", "-m", "all")
+    for module in (script, environment):
+        monkeypatch.setattr(module, "PROJECT", tmp_path)
+    clean = environment.commit()
+    assert commit_of_code() == clean
+    for name in files[:2]:
+        (tmp_path / name).write_text("more")
+    assert environment.commit() == f"{clean}-dirty"
+    assert commit_of_code() == clean
+    (tmp_path / files[2]).write_text("more")
+    assert commit_of_code() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "reason"),
+    [
+        (None, (), "File does not exist"),
+        ("[", (), "Problems parsing config"),
+        ("lrr: 1", (), "'lrr' is not accepted"),
+        ("lr: fast", (), "--lr must be a number or 'auto', got 'fast'"),
+        ("lr: -1", (), "--lr must be a finite number above 0, or auto, got -1.0"),
+        ("lr: 1", ("--seeds", "0"), "--seeds must be a whole number, at least 1"),
+        ("lr: 1", ("--first_seed", "-1"), "--seed must be a whole number, from 0"),
+        ("lr: 1", ("--data_dir", "nothing"), "CIFAR-10 is not there"),
+    ],
+)
+def test_bad_input_is_one_line(
+    content: str | None,
+    arguments: tuple[str, ...],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is not None:
+        Path("bad.yaml").write_text(content)
+    argv = ["recipe.py", "--config", "bad.yaml", "--output", str(OUTPUT), *arguments]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(script, "commit_of_code", lambda: "clean")
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("recipe.py: error: ")
+    assert reason in line
+    assert not OUTPUT.exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_runs_and_says_what_is_on_record(
+    path: Path, image_folder: Path
+) -> None:
+    flags = cli.parse(train, ["--config", str(path)]) | SMALL | {"report": False}
+    metrics = train(**flags | {"data_dir": str(image_folder)})
+    assert metrics["epochs"] == 1
+    head = path.read_text().split("\n\n")[0]
+    said = " ".join(line.lstrip("# ") for line in head.splitlines())
+    named = re.findall(r'"([^"]+)":', said)
+    assert named
+    for name in named:
+        assert any(
+            f'"{name}": {numbers(runs)}' in said and ", ".join(place) in said
+            for (recipe, *place), runs in by_kind(read_runs()).items()
+            if recipe == name
+        )
+
+
+def numbers(runs: list[Run]) -> str:
+    """Accuracies as in the first lines of a configuration."""
+    flip = percent(values(runs, "test/acc_tta"))
+    plain = percent(values(runs, "test/acc"))
+    return f"{plain}{f', with flip TTA {flip}' if flip else ''}, n = {len(runs)}"
+
+
+def test_the_seed_configuration_is_what_train_does_by_default() -> None:
+    [seed] = [path for path in CONFIGS if path.stem == "seed"]
+    assert cli.parse(train, ["--config", str(seed)]) == cli.parse(train, [])
+
+
+def runs_of(recipe: str, accuracies: list[float], device: str = "CPU") -> list[Run]:
+    same = {"recipe": recipe, "device": device, "precision": "32-true"}
+    same |= {"test/acc_tta": "", "seconds": "", "fit_seconds": ""}
+    return [
+        same | {"seed": str(seed), "test/acc": str(accuracy)}
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_the_newest_run_of_a_seed_counts_and_devices_are_not_mixed() -> None:
+    runs = runs_of("a", [0.1, 0.5]) + runs_of("a", [0.7]) + runs_of("a", [0.9], "GPU")
+    assert [line.split(" | ") for line in results_table(runs).splitlines()[2:]] == [
+        ["| a", "90.00 %", "", "", "1", "", "", "GPU, 32-true |"],
+        ["| a", percent([0.7, 0.5]), "", "", "2", "", "", "CPU, 32-true |"],
+    ]
+
+
+def test_students_distribution_is_that_of_the_printed_tables() -> None:
+    for freedom, t in ((2, 4.302653), (5, 2.570582), (10, 2.228139), (98, 1.984467)):
+        assert student(t, freedom) == pytest.approx(0.05, abs=1e-6)
+    assert student(0, 7.5) == 1
+    assert student(9.924843, 2) == pytest.approx(0.01, abs=1e-6)
+
+
+def test_welch_is_that_of_scipy() -> None:
+    first = [0.9501, 0.9512, 0.9490, 0.9507, 0.9498]
+    second = [0.9520, 0.9533, 0.9509]
+    # scipy.stats.ttest_ind(first, second, equal_var=False) of SciPy 1.17.1
+    assert welch(first, second) == pytest.approx(0.08878484906, rel=1e-6)
+    assert welch(second, first) == welch(first, second)
+    assert welch([1, 1, 1], [1, 1, 1]) == 1
+    assert welch([1, 1, 1], [2, 2, 2]) == 0
+
+
+def test_two_recipes_are_compared_where_both_have_run() -> None:
+    runs = runs_of("plain", [0.90, 0.91, 0.92]) + runs_of("new, 9", [0.93, 0.94, 0.95])
+    runs += runs_of("new, 9", [0.99, 0.99, 0.99], "GPU")
+    head, line = comparison(runs, "plain", "new").splitlines()
+    assert head == "plain -> new, 9"
+    # t = 0.03 / sqrt(2 / 3 * 0.01 ** 2) = 3.674 with 4 degrees of freedom
+    assert line == (
+        "test accuracy: +3.00 %, p = 0.021, from 91.00 ± 1.00 % (90.00 to 92.00), "
+        "n = 3, to 94.00 ± 1.00 % (93.00 to 95.00), n = 3; CPU, 32-true"
+    )
+
+
+def test_too_few_runs_and_unclear_names_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = runs_of("a 1", [0.90, 0.91, 0.92]) + runs_of("a 2", [0.93, 0.94])
+    runs += runs_of("a 2", [0.95, 0.96, 0.97], "GPU")
+    with pytest.raises(InputError, match="at least 3 runs of both 'a 1' and 'a 2'"):
+        comparison(runs, "a 1", "a 2")
+    with pytest.raises(InputError, match="'a' is not the name of one recipe: a 1; a 2"):
+        comparison(runs, "a", "a 2")
+    with pytest.raises(InputError, match="'b' is not the name of one recipe: a 1; a 2"):
+        comparison(runs, "a 1", "b")
+    assert tables.paired(["--compare", "a 1", "a 2", "--runs", "x"])[1:3] == [
+        '["a 1", "a 2"]',
+        "--runs",
+    ]
+    with pytest.raises(SystemExit) as end:
+        tables.paired(["--compare", "a"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(InputError, match=r"--runs no\.csv: no such file"):
+        tables.tables(compare=("a 1", "a 2"), runs="no.csv")
+    with pytest.raises(InputError, match=r"--add \.: no metrics\.json in it"):
+        tables.tables(add=".")
