@@ -1,4 +1,4 @@
-"""The pictures of docs/one_cycle.md, from the schedule and the curves on record.
+"""The pictures of docs/, from the schedule and the curves on record.
 
     python benchmarks/pictures.py
 
@@ -6,7 +6,6 @@ writes SVG files to docs/pictures/. They show numbers only: the schedule is aske
 `LitCustomResNet`, and the range tests are those of `lr_stability.py`.
 """
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,19 +17,16 @@ import numpy as np
 from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pytorch_lightning.tuner.lr_finder import _LRFinder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.lr_rules import Tests, lightning, picks_figure, read_tests
 from components.figures import lr_finder_figure
-from components.lr_finder import BETA, RangeTest, find_valley, middle, smooth
+from components.lr_finder import RangeTest, smooth
 from lightning_module import LitCustomResNet
 
 PROJECT = Path(__file__).resolve().parent.parent
-MEASURED = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
 BATCHES, EPOCHS = 87, 24  # of 512 in the 45,000 images that train.py trains on
-
-Tests = dict[int, list[RangeTest]]  # by batch size
 
 
 def schedule(max_lr: float, steps: int) -> tuple[list[float], list[float]]:
@@ -48,31 +44,6 @@ def schedule(max_lr: float, steps: int) -> tuple[list[float], list[float]]:
         optimizer.step()
         scheduler["scheduler"].step()
     return lrs, betas
-
-
-def read_tests(file: Path = MEASURED) -> Tests:
-    """The range tests of a file, with valley and pick by the rule as it is now."""
-    tests: Tests = {}
-    for line in file.read_text().splitlines():
-        record = json.loads(line)
-        lrs, losses = record["lrs"], record["losses"]
-        valley = find_valley(lrs, losses, record["classes"])
-        test = RangeTest(lrs, losses, valley, middle(valley))
-        tests.setdefault(record["batch_size"], []).append(test)
-    return tests
-
-
-def lightning_suggestion(test: RangeTest) -> float:
-    """What Lightning's own rule picks from the same losses, smoothed as it does."""
-    mean, smoothed = 0.0, []
-    for step, loss in enumerate(test.losses, start=1):
-        mean = BETA * mean + (1 - BETA) * loss
-        smoothed.append(mean / (1 - BETA ** (step + 1)))
-    finder = _LRFinder("exponential", test.lrs[0], test.lrs[-1], len(test.lrs))
-    finder.results = {"lr": test.lrs, "loss": smoothed}
-    suggestion = finder.suggestion()
-    assert suggestion is not None
-    return suggestion
 
 
 def schedule_figure(max_lr: float) -> Figure:
@@ -114,7 +85,7 @@ def _draw_tests(axes: Axes, tests: list[RangeTest]) -> None:
         axes.semilogx(lrs, smoothed, color="C0", alpha=0.5, linewidth=1)
         for label, lr, style in (
             ("pick", test.lr, "C3o"),
-            ("Lightning's suggestion", lightning_suggestion(test), "kx"),
+            ("Lightning's suggestion", lightning(test), "kx"),
         ):
             height = np.interp(np.log(lr), np.log(lrs), smoothed)
             axes.plot(lr, height, style, label=None if seed else label)
@@ -134,6 +105,7 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
         "schedule": schedule_figure(first.lr),
         "range_test": lr_finder_figure(first),
         "range_tests": range_tests_figure(tests),
+        "lr_rules": picks_figure(tests),
     }
     folder.mkdir(parents=True, exist_ok=True)
     # Drawn again they are the same files, and their letters are not pictures.

@@ -24,7 +24,9 @@ import torch
 from torch.distributed.run import get_args_parser
 
 import train
-from benchmarks.pictures import lightning_suggestion, pictures, read_tests, schedule
+from benchmarks.lr_rules import lightning, read_tests
+from benchmarks.pictures import pictures, schedule
+from benchmarks.tables import with_table
 from components import cli
 from lightning_module import LitCustomResNet
 from run_files import LAST
@@ -289,16 +291,18 @@ def test_the_pictures_are_drawn_from_what_is_on_record(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures")
     for path in (tmp_path / "pictures").iterdir():
         drawn, kept = path.read_text(), (PROJECT / "docs/pictures" / path.name)
-        assert f"](pictures/{path.name})" in PAGES["one_cycle.md"]
+        assert f"](pictures/{path.name})" in PAGES["one_cycle.md"] + LR_PAGE.read_text()
         # Other versions of Matplotlib may draw otherwise, but not say something else.
         words = re.compile(r"<text[^>]*>(.*?)</text>", re.DOTALL)
         assert words.findall(drawn) == words.findall(kept.read_text())
 
 
 def test_the_picks_and_suggestions_are_as_shown() -> None:
+    page = LR_PAGE.read_text(encoding="utf-8")
+    assert with_table(page, picks_table(read_tests())) == page
     for batch_size, tests in read_tests().items():
         ours = [test.lr for test in tests]
-        theirs = [float(f"{lightning_suggestion(test):.2g}") for test in tests]
+        theirs = [float(f"{lightning(test):.2g}") for test in tests]
         row = f"| {batch_size} | {min(ours):.4f} to {max(ours):.4f} | "
         row += f"{min(theirs):.7f} to {max(theirs):.6f} |"
         assert row in PAGES["one_cycle.md"]

@@ -1,0 +1,171 @@
+"""What different rules pick from the same LR range tests.
+
+    python benchmarks/lr_rules.py
+
+reads the curves that `lr_stability.py` has recorded, and writes the table of picks
+into docs/learning_rate.md; `pictures.py` draws them. The rules of others are given the
+losses as their packages smooth them, and up to where these would have stopped the test.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pytorch_lightning.tuner.lr_finder import _LRFinder
+
+from benchmarks.tables import with_table
+from components.lr_finder import BETA, RangeTest, find_valley, middle, smooth
+
+PROJECT = Path(__file__).resolve().parent.parent
+CURVES = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
+PAGE = PROJECT / "docs" / "learning_rate.md"
+
+Tests = dict[int, list[RangeTest]]  # by batch size, in the order of the seeds
+
+
+def read_tests(file: Path = CURVES) -> Tests:
+    """The recorded range tests, with the picks of the rule as it is now."""
+    tests: Tests = {}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        lrs, losses = record["lrs"], record["losses"]
+        valley = find_valley(lrs, losses, record["classes"])
+        test = RangeTest(lrs, losses, valley, middle(valley))
+        tests.setdefault(record["batch_size"], []).append(test)
+    return tests
+
+
+def lagging(losses: list[float], beta: float) -> NDArray[np.float64]:
+    """Running mean of past losses without its bias, as fast.ai takes it."""
+    mean, smoothed = 0.0, []
+    for step, loss in enumerate(losses, start=1):
+        mean = beta * mean + (1 - beta) * loss
+        smoothed.append(mean / (1 - beta**step))
+    return np.array(smoothed)
+
+
+def until_diverged(losses: NDArray[np.float64], times: float) -> int:
+    """Steps until a loss is so many times the least before it."""
+    over = losses > times * np.minimum.accumulate(losses)
+    return int(over.argmax()) if over.any() else len(losses)
+
+
+def steepest_slope(test: RangeTest) -> float:
+    """Where the loss falls fastest before its minimum, by the logarithm of the rate."""
+    losses = smooth(test.losses)
+    stop = max(2, int(losses.argmin()) + 1)
+    slope = np.gradient(losses[:stop], np.log(test.lrs[:stop]))
+    return test.lrs[int(slope.argmin())]
+
+
+def tenth_of_minimum(test: RangeTest) -> float:
+    """A tenth of the rate at which the smoothed loss is least."""
+    return test.lrs[int(smooth(test.losses).argmin())] / 10
+
+
+def fastai_valley(test: RangeTest) -> float:
+    """Past the middle of the longest falling subsequence of losses.
+
+    So does `valley` of fast.ai's callback/schedule.py, its default.
+    """
+    losses = lagging(test.losses, BETA)
+    losses = losses[: until_diverged(losses, 4)]
+    longest = np.ones(len(losses), dtype=int)  # of those that end here
+    for end in range(1, len(losses)):
+        higher = losses[:end] > losses[end]
+        longest[end] += longest[:end][higher].max(initial=0)
+    end = int(longest.argmax())
+    length = int(longest[end])
+    third = length / 3
+    return test.lrs[max(0, end - length) + int(third) + int(third / 2)]
+
+
+def torch_lr_finder(test: RangeTest) -> float:
+    """The steepest step of the package's running mean, without its two ends.
+
+    So does `LRFinder.plot` of torch-lr-finder, with its defaults.
+    """
+    mean, smoothed = test.losses[0], []
+    for loss in test.losses:
+        mean = 0.05 * loss + 0.95 * mean
+        smoothed.append(mean)
+    losses = np.array(smoothed)
+    losses = losses[: until_diverged(losses, 5)]
+    return test.lrs[10 + int(np.gradient(losses[10:-5]).argmin())]
+
+
+def lightning(test: RangeTest) -> float:
+    """What Lightning's own rule picks, which takes slopes by the rate itself."""
+    mean, smoothed = 0.0, []
+    for step, loss in enumerate(test.losses, start=1):
+        mean = BETA * mean + (1 - BETA) * loss
+        smoothed.append(mean / (1 - BETA ** (step + 1)))
+    stop = until_diverged(np.array(smoothed), 4)
+    finder = _LRFinder("exponential", test.lrs[0], test.lrs[-1], len(test.lrs))
+    finder.results = {"lr": test.lrs[:stop], "loss": smoothed[:stop]}
+    suggestion = finder.suggestion()
+    assert suggestion is not None
+    return suggestion
+
+
+RULES: dict[str, Callable[[RangeTest], float]] = {
+    "middle of the valley (`--lr auto`)": lambda test: test.lr,
+    "tenth of the minimum": tenth_of_minimum,
+    "steepest slope, log scale": steepest_slope,
+    "fast.ai's valley": fastai_valley,
+    "torch-lr-finder": torch_lr_finder,
+    "Lightning's `suggestion()`": lightning,
+}
+
+
+def picks_table(tests: Tests) -> str:
+    """A row a rule and batch size: the picks and how far they are apart."""
+    seeds = len(next(iter(tests.values())))
+    lines = [
+        f"| rule | batch size | picks of seeds 0 to {seeds - 1} | max / min |",
+        "|---|---|---|---|",
+    ]
+    for name, rule in RULES.items():
+        for batch_size, group in tests.items():
+            picks = [rule(test) for test in group]
+            listed = " ".join(f"{lr:.2g}" for lr in picks)
+            spread = max(picks) / min(picks)
+            lines.append(f"| {name} | {batch_size} | {listed} | {spread:.2g} |")
+    return "\n".join(lines)
+
+
+def picks_figure(tests: Tests) -> Figure:
+    """The picks of every rule: a point a range test."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (batch_size, group) in enumerate(tests.items()):
+        label = f"batch size {batch_size}"
+        for row, rule in enumerate(RULES.values()):
+            lrs = [rule(test) for test in group]
+            heights = np.full(len(lrs), row + 0.3 * number - 0.15)
+            axes.semilogx(lrs, heights, f"C{number}o", alpha=0.7, label=label)
+            label = ""
+    names = [name.replace("`", "") for name in RULES]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("max learning rate picked")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def lr_rules() -> None:
+    """Write the table of picks into docs/learning_rate.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(with_table(text, picks_table(read_tests())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    auto_cli(lr_rules, as_positional=False)

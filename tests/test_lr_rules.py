@@ -1,0 +1,74 @@
+"""Rules that pick a learning rate, on curves of which the answer is known."""
+
+import numpy as np
+import pytest
+
+from benchmarks.lr_rules import (
+    RULES,
+    fastai_valley,
+    lightning,
+    picks_table,
+    read_tests,
+    steepest_slope,
+    tenth_of_minimum,
+    torch_lr_finder,
+    until_diverged,
+)
+from components.lr_finder import RangeTest
+
+LRS = np.geomspace(1e-6, 1, 121)  # twenty a decade
+
+
+def curve(losses: np.ndarray) -> RangeTest:
+    return RangeTest(LRS.tolist(), losses.tolist(), (1e-3, 1e-2), 3e-3)
+
+
+def bowl() -> RangeTest:
+    """Falls fastest at 1e-4, is least at 1e-2, and does not diverge."""
+    at = np.log10(LRS)
+    return curve(3 - np.tanh(2 * (at + 4)) + np.maximum(0, at + 2) ** 2)
+
+
+def test_steepest_slope_and_tenth_of_minimum() -> None:
+    assert steepest_slope(bowl()) == pytest.approx(1e-4, rel=0.13)
+    assert tenth_of_minimum(bowl()) == pytest.approx(1e-3, rel=0.5)
+
+
+def test_steepest_slope_is_before_the_minimum() -> None:
+    losses = np.array(bowl().losses)
+    losses[-20:] = np.linspace(9, 4, 20)  # comes down again after it diverged
+    assert steepest_slope(curve(losses)) == pytest.approx(1e-4, rel=0.13)
+
+
+def test_fastai_takes_the_middle_third_of_the_longest_fall() -> None:
+    # 3, then falling at the steps 40 to 99, then 3 again: with a running mean it
+    # falls from 40 to about 100, and the pick is a half of it further on.
+    losses = np.full(121, 3.0)
+    losses[40:100] = 3 - np.linspace(0.02, 1.2, 60)
+    picked = int(np.abs(LRS - fastai_valley(curve(losses))).argmin())
+    assert 40 + 25 <= picked <= 40 + 40
+
+
+def test_torch_lr_finder_takes_the_steepest_step_within_its_ends() -> None:
+    losses = np.full(121, 3.0)
+    losses[60:] = 1.0
+    assert torch_lr_finder(curve(losses)) == pytest.approx(LRS[60], rel=0.13)
+    losses[117:] = 0.0  # among the last five, which it leaves out
+    assert torch_lr_finder(curve(losses)) == pytest.approx(LRS[60], rel=0.13)
+
+
+def test_lightning_prefers_low_rates() -> None:
+    losses = 3 - np.linspace(0, 1, 121)  # as steep everywhere, on the log scale
+    assert lightning(curve(losses)) < 1e-4
+
+
+def test_a_curve_ends_where_it_diverges() -> None:
+    assert until_diverged(np.array([2.0, 1.0, 3.9, 4.1, 1.0]), 4) == 3
+    assert until_diverged(np.array([2.0, 1.0]), 4) == 2
+
+
+def test_table_has_a_row_a_rule_and_batch_size() -> None:
+    rows = picks_table(read_tests()).splitlines()[2:]
+    assert len(rows) == 2 * len(RULES)
+    ours = next(row for row in rows if "`--lr auto`) | 128" in row)
+    assert ours.split("|")[3] == " 0.0035 0.0028 0.003 0.002 0.0019 "
