@@ -44,6 +44,10 @@ QUICK = {
     "--limit_train_batches 3",
     "benchmarks/lr_stability.py": "--accelerator cpu --precision 32-true --seeds 2 "
     "--base_width 4 --batch_sizes [32] --lr_steps 40",
+    "benchmarks/throughput.py": "--device cpu --precision 32-true --batch_size 8 "
+    "--steps 1 --repeats 1 --base_width 4",
+    "benchmarks/step_profile.py": "--device cpu --precision 32-true --batch_size 8 "
+    "--steps 1 --base_width 4",
     "benchmarks/scale.py": "--epochs [1] --images [64] --batch_sizes [32] "
     "--processes [1] --images_per_epoch 32 --repeats 1",
 }
@@ -133,10 +137,16 @@ def _call(command: list[str], extra: tuple[str, ...]) -> None:
             cli.parse(train.train, launch.training_script_args)
         case ["python", "app.py", *flags] if find_spec(EXTRAS["app.py"]):
             serve(flags)
+        case ["python", "benchmarks/throughput.py" as script, *flags]:
+            # Its processes must find what it defines.
+            command = [sys.executable, script, *flags, *QUICK[script].split()]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
         case ["python", script, *flags]:
             if find_spec(EXTRAS.get(script, "torch")) is None:
                 return
-            sys.argv = [script, *flags, *QUICK.get(script, "").split(), *extra]
+            dry = extra if script == "train.py" else ()
+            sys.argv = [script, *flags, *QUICK.get(script, "").split(), *dry]
             runpy.run_path(script, run_name="__main__")
         case _:
             raise ValueError(f"no stand-in for {command}")
