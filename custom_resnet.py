@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL_MAP = 4  # pixels; the side from which rows are long enough for a CPU
+# Pixels: the side from which rows are long enough for the CPU. Without AVX-512 all are.
+SMALL_MAP = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
 
 class Conv2d(nn.Conv2d):

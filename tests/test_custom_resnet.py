@@ -113,7 +113,10 @@ def test_layer_table_leaves_the_network_as_it_was() -> None:
 
 @pytest.mark.parametrize("side", [1, 3, 4])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_maps_side_by_side_are_convolved_one_by_one(side: int, batch: int) -> None:
+def test_maps_side_by_side_are_convolved_one_by_one(
+    side: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom_resnet.SMALL_MAP", 4)
     generator = torch.Generator().manual_seed(0)
     ours = Conv2d(4, 6, 3, padding=1, bias=False).double()
     plain = nn.Conv2d(4, 6, 3, padding=1, bias=False).double()
@@ -133,7 +136,10 @@ def test_maps_side_by_side_are_convolved_one_by_one(side: int, batch: int) -> No
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_only_small_maps_in_training_are_laid_side_by_side() -> None:
+def test_only_small_maps_in_training_are_laid_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("custom_resnet.SMALL_MAP", 4)
     widths: list[int] = []
 
     class Seen(Conv2d):
