@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jsonargparse import auto_cli
 
-from benchmarks.tables import with_table
+from benchmarks.tables import add_row, with_table
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -97,17 +97,6 @@ def train_once(flags: dict[str, Any]) -> dict[str, Any]:
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     measured["command"] = shlex.join(["python", *sys.argv])
     return flags | {"seconds": seconds} | measured
-
-
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row to a CSV file, which is made when it is not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not file.exists()
-    with file.open("a", newline="") as opened:
-        writer = csv.DictWriter(opened, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import custom_resnet
-from benchmarks.throughput import add_row, summary
+from benchmarks.tables import add_row
+from benchmarks.throughput import summary
 from components import cli, environment
 from components.environment import Hardware
 from custom_resnet import Conv2d

@@ -19,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -227,6 +228,17 @@ def student(t: float, freedom: float, steps: int = 10_000) -> float:
         return step * math.fsum(math.cos(x) ** (freedom - 1) for x in middles)
 
     return area(start) / area(0)
+
+
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Add a row to a CSV file, which is made when it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not file.exists()
+    with file.open("a", newline="") as opened:
+        writer = csv.DictWriter(opened, list(row), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def with_table(readme: str, table: str) -> str:

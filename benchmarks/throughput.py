@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.scale_run import RandomImages, noise
-from benchmarks.tables import with_table
+from benchmarks.tables import add_row, with_table
 from components import cli, environment
 from components.callbacks import History, TrainingClock
 from components.environment import Precision
@@ -287,17 +287,6 @@ def ratios(paces: dict[str, list[float]]) -> dict[str, list[float]]:
         for name, theirs in paces.items()
         if name != "trainer"
     }
-
-
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row to a CSV file, which is made when it is not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not file.exists()
-    with file.open("a", newline="") as opened:
-        writer = csv.DictWriter(opened, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def pace_table() -> str:

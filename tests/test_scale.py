@@ -21,7 +21,7 @@ from benchmarks.scale import (
     sizes,
 )
 from benchmarks.scale_run import RandomImages, scale_run
-from benchmarks.tables import with_table
+from benchmarks.tables import add_row, with_table
 
 FILES = sorted(RESULTS.glob("*_scale_*.csv"))
 
@@ -65,7 +65,7 @@ def measured(seconds: float = 10, **others: Any) -> dict[str, Any]:
 
 def on_record(file: str, *rows: dict[str, Any]) -> Path:
     for row in rows:
-        scale.add_row(Path(file), row)
+        add_row(Path(file), row)
     return Path(file)
 
 

@@ -10,11 +10,10 @@ import torch
 
 from benchmarks.small_maps import small_maps
 from benchmarks.step_profile import step_profile
-from benchmarks.tables import with_table
+from benchmarks.tables import add_row, with_table
 from benchmarks.throughput import (
     PAGE,
     NoiseDataset,
-    add_row,
     operations,
     pace_table,
     ratios,
