@@ -22,7 +22,6 @@ are the shares of images below it. The columns `warned_` hold the shares of imag
 which predict.py says that they are probably of none of the classes.
 """
 
-import csv
 import datetime
 import itertools
 import operator
@@ -37,6 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.tables import add_row
 from components import cli, environment, sources
 from components.errors import InputError
 from components.inference import is_known, load_model, logits
@@ -237,13 +237,8 @@ def unknown_images(
         **environment.circumstances(cpu),
     }
     rows = [row | shared for row in compare(model, chosen)]
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    is_new = not Path(output).exists()
-    with Path(output).open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    for row in rows:
+        add_row(Path(output), row)
     print(table([{name: str(value) for name, value in row.items()} for row in rows]))
 
 

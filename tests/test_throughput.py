@@ -13,6 +13,7 @@ from benchmarks.step_profile import step_profile
 from benchmarks.tables import add_row, with_table
 from benchmarks.throughput import (
     PAGE,
+    RESULTS,
     NoiseDataset,
     operations,
     pace_table,
@@ -54,6 +55,25 @@ def test_a_row_and_a_line_for_each_ratio(
 def test_the_page_shows_what_is_on_record() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert with_table(page, pace_table()) == page
+
+
+def test_the_page_shows_the_profiles_and_the_small_maps_on_record() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    steps = sorted(RESULTS.glob("2026-11-22_profile_cpu_512_*.md"))
+    assert len(steps) == 3
+    for step in steps:
+        profile = step.read_text(encoding="utf-8")
+        time = re.search(r"ms a step: (.+), n = 10", profile)
+        pace = re.search(r"images/s: (\d+) ", profile)
+        assert time is not None
+        assert pace is not None
+        assert f"| {time[1]} | {pace[1]} | " in text
+        assert f"results/{step.name})" in text
+    with (RESULTS / "2026-11-22_small_maps_cpu.csv").open() as opened:
+        for row in csv.DictReader(opened):
+            names = ("isa", "precision", "convolution")
+            figures = ("one by one, ms", "side by side, ms", "ratio")
+            assert f"| {' | '.join(row[name] for name in names + figures)} |" in text
 
 
 def test_small_maps_are_timed_both_ways(
