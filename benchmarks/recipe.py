@@ -96,23 +96,41 @@ def recipe(
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
     runs = Path(output or RESULTS / ("selection.csv" if select else "runs.csv"))
     runs.parent.mkdir(parents=True, exist_ok=True)
-    commit, rows = commit_of_code(), []
+    wanted, rows = range(first_seed, first_seed + seeds), []
     for config in configs:
         flags = read_flags(config, data_dir, select=select)
-        same = {"recipe": recipe_name(config, flags), "commit": commit, **place(flags)}
-        wanted = range(first_seed, first_seed + seeds)
-        known = {run["seed"] for run in on_record(runs, same, wanted)}
-        missing = [seed for seed in wanted if str(seed) not in known]
-        if known:
-            listed = ", ".join(sorted(known, key=int))
-            print(f"{same['recipe']}: seed {listed} on record already")
-        if missing:
-            warm_up(flags | {"seed": missing[0]})
-        for seed in missing:
-            folder = measure(flags, f"{Path(config).stem}_seed{seed}", seed)
-            add_run(folder, same["recipe"], runs, timed=timed, commit=commit)
-        rows += on_record(runs, same, wanted)
+        rows += put_on_record(Path(config).stem, flags, wanted, runs, timed=timed)
     print(results_table(rows))
+
+
+def put_on_record(
+    stem: str, flags: dict[str, Any], seeds: Sequence[int], runs: Path, *, timed: bool
+) -> list[Run]:
+    """Train one recipe with those seeds that are not on record yet.
+
+    Args:
+        stem: Start of the recipe's name and of the names of its run folders.
+        flags: All flags of train.py, as `read_flags` gives them.
+        seeds: One a run.
+        runs: CSV file of the runs.
+        timed: Whether the times are worth keeping.
+
+    Returns:
+        The rows of all these seeds.
+    """
+    commit = commit_of_code()
+    same = {"recipe": recipe_name(stem, flags), "commit": commit, **place(flags)}
+    known = {run["seed"] for run in on_record(runs, same, seeds)}
+    missing = [seed for seed in seeds if str(seed) not in known]
+    if known:
+        listed = ", ".join(sorted(known, key=int))
+        print(f"{same['recipe']}: seed {listed} on record already")
+    if missing and timed:
+        warm_up(flags | {"seed": missing[0]})
+    for seed in missing:
+        folder = measure(flags, f"{stem}_seed{seed}", seed)
+        add_run(folder, same["recipe"], runs, timed=timed, commit=commit)
+    return on_record(runs, same, seeds)
 
 
 def read_flags(config: str, data_dir: str | None, *, select: bool) -> dict[str, Any]:
@@ -124,8 +142,8 @@ def read_flags(config: str, data_dir: str | None, *, select: bool) -> dict[str, 
     return flags if data_dir is None else flags | {"data_dir": data_dir}
 
 
-def recipe_name(config: str, flags: dict[str, Any]) -> str:
-    """The file's name, images, epochs, and every flag that is not train.py's default.
+def recipe_name(stem: str, flags: dict[str, Any]) -> str:
+    """A file's name, images, epochs, and every flag that is not train.py's default.
 
     So a file that has changed has another name, and its runs do not mix with the old.
     """
@@ -139,7 +157,7 @@ def recipe_name(config: str, flags: dict[str, Any]) -> str:
         for flag, value in flags.items()
         if flag not in ours and value != defaults[flag]
     ]
-    start = f"{Path(config).stem} on {source}"
+    start = f"{stem} on {source}"
     return ", ".join([start, f"{flags['max_epochs']} epochs", *changed])
 
 
