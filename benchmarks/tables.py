@@ -30,7 +30,6 @@ from components.files import replacing
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "runs.csv"
 README = PROJECT / "README.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 TIMES = ("seconds", "fit_seconds", "images_per_second")
 ACCURACIES = {
     "test/acc": "test accuracy",
@@ -241,11 +240,12 @@ def add_row(file: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with the table between its markers."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def with_table(page: str, table: str, name: str = "results") -> str:
+    """A page with the table between the two markers of this name."""
+    begin, end = (f"<!-- {name}: {mark} -->" for mark in ("begin", "end"))
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def tables(
