@@ -24,9 +24,9 @@ from components.checkpoint import AtomicCheckpointIO
 from components.class_folders import one_line
 from components.errors import InputError
 from components.files import replacing
-from components.inference import WEIGHTS, load_model
-from components.resume import IDENTITY, read_checkpoint
-from custom_resnet import CustomResNet
+from components.inference import WEIGHTS, load_model, read_trained
+from components.resume import IDENTITY, Checkpoint
+from components.weights import round_weights, save_weights
 from lightning_module import LitCustomResNet
 
 Format = Literal["onnx", "torch", "safetensors", "weights"]
@@ -62,6 +62,7 @@ def export(
     ckpt_path: str | None = None,
     output: str | None = None,
     overwrite: bool = False,
+    half: bool = False,
 ) -> None:
     """Write a trained network in a form that other programs read.
 
@@ -74,6 +75,7 @@ def export(
         ckpt_path: Checkpoint of the network; null for the project's own weights.
         output: File to write; null for the checkpoint's name with another suffix.
         overwrite: Replace the file that is there.
+        half: Round the weights to float16 first; halves a safetensors file.
 
     Raises:
         InputError: The output is there, cannot be written or differs.
@@ -81,6 +83,8 @@ def export(
     checkpoint = Path(ckpt_path or WEIGHTS)
     model = load_model(None if ckpt_path is None else checkpoint)
     make_contiguous(model)
+    if half:
+        round_weights(model)
     target = Path(output or checkpoint.with_suffix(SUFFIXES[format]))
     check_target(target, overwrite=overwrite)
     write, read = FORMATS[format]
@@ -220,49 +224,34 @@ def read_torch(path: Path) -> Classify:
     return classify
 
 
-def write_safetensors(model: LitCustomResNet, _: Path, path: Path) -> None:
-    """Write the weights of `CustomResNet`, with the class names in the metadata."""
-    from safetensors.torch import save_file
-
-    save_file(model.net.state_dict(), path, description(model))
+def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
+    """Write the weights of `CustomResNet`, and what shaped them in the metadata."""
+    save_weights(model, {"config": shaping_flags(read_trained(checkpoint))}, path)
 
 
-def read_safetensors(path: Path) -> Classify:
-    """The network of a .safetensors file, from nothing but the file."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        known = {name: json.loads(text) for name, text in file.metadata().items()}
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    net = CustomResNet(len(known["classes"]), known["base_width"])
-    net.load_state_dict(weights)
-    mean, std = (torch.tensor(known[name]) for name in ("mean", "std"))
-
-    def classify(images: Tensor) -> Tensor:
-        scores = net.eval()(((images / 255 - mean) / std).permute(0, 3, 1, 2))
-        return torch.softmax(scores, dim=1)
-
-    return classify
+def shaping_flags(saved: Checkpoint) -> dict[str, Any]:
+    """The flags of a training that shaped its weights; none if they are not known."""
+    config = saved.get("config", {})
+    return {flag: config[flag] for flag in (*IDENTITY, "lr") if flag in config}
 
 
 def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
     """Write a checkpoint with the weights and what shaped them, nothing else."""
-    saved = read_checkpoint(checkpoint, to_resume=False)
-    config = saved.get("config", {})
+    saved = read_trained(checkpoint)
     content = {
         "epoch": saved.get("epoch", 0),
         "global_step": saved.get("global_step", 0),
         "pytorch-lightning_version": version("pytorch-lightning"),
         "hyper_parameters": saved["hyper_parameters"],
         "state_dict": model.state_dict(),
-        "config": {flag: config[flag] for flag in (*IDENTITY, "lr") if flag in config},
+        "config": shaping_flags(saved),
         "images": saved.get("images"),
     }
     AtomicCheckpointIO().save_checkpoint(content, path)
 
 
 def read_weights(path: Path) -> Classify:
-    """The network of a checkpoint."""
+    """The network of a checkpoint or of a .safetensors file."""
     return Classifier(load_model(path))
 
 
@@ -270,7 +259,7 @@ Write = Callable[[LitCustomResNet, Path, Path], None]
 FORMATS: dict[Format, tuple[Write, Callable[[Path], Classify]]] = {
     "onnx": (write_onnx, read_onnx),
     "torch": (write_torch, read_torch),
-    "safetensors": (write_safetensors, read_safetensors),
+    "safetensors": (write_safetensors, read_weights),
     "weights": (write_weights, read_weights),
 }
 

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from components.class_folders import one_line
 from components.errors import InputError
 from components.image_folder import read_image
-from components.resume import read_checkpoint
+from components.resume import Checkpoint, read_checkpoint
+from components.weights import SUFFIX, read_weights
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.ckpt"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetensors"
 BATCH_SIZE = 500  # images at once
 UNSURE = math.log(2)  # entropy of two equally probable classes, in nats
 
@@ -49,8 +50,8 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
     """The network of a checkpoint, on the CPU, ready for `logits` and `grad_cam`.
 
     Args:
-        path: A checkpoint that train.py wrote; None for the weights that come with the
-            project.
+        path: A checkpoint that train.py wrote, or weights that export.py wrote; None
+            for those that come with the project.
 
     Raises:
         InputError: It is not there, damaged, or of something else.
@@ -66,7 +67,7 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
             f"--ckpt_path {one_line(path)}: no such file; give a checkpoint that "
             "train.py has written"
         )
-    saved = read_checkpoint(path, to_resume=False)
+    saved = read_trained(path)
     try:
         module = LitCustomResNet(**saved["hyper_parameters"])
         module.load_state_dict(saved["state_dict"])
@@ -76,6 +77,17 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
             "checkpoint of this version of the project"
         ) from None
     return module.eval().requires_grad_(False)
+
+
+def read_trained(path: Path) -> Checkpoint:
+    """The content of a checkpoint, or of weights that export.py wrote.
+
+    Raises:
+        InputError: It is damaged, or of something else.
+    """
+    if path.suffix == SUFFIX:
+        return read_weights(path)
+    return read_checkpoint(path, to_resume=False)
 
 
 def check_same_images(

@@ -308,7 +308,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 def test_without_weights_a_checkpoint_is_asked_for(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "WEIGHTS", Path("weights/cifar10.ckpt"))
+    monkeypatch.setattr(inference, "WEIGHTS", Path("weights/no.safetensors"))
     done = command("a.png", "--ckpt_path", "null")
     assert done.code == 2
     assert "give --ckpt_path FILE" in done.err

@@ -1,0 +1,67 @@
+"""Weights in a `.safetensors` file, with all that a program must know to use them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from components.class_folders import one_line
+from components.errors import InputError
+from components.resume import Checkpoint
+from lightning_module import LitCustomResNet
+
+SUFFIX = ".safetensors"
+NOTES = ("config", "measured")  # beside the hyper-parameters; either may be missing
+
+
+def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> None:
+    """Write the weights of `CustomResNet`; every entry of the metadata is JSON.
+
+    Args:
+        model: The network. Tensors that lose nothing by it are stored as float16.
+        notes: `config`, the flags that shaped the training, and `measured`, what the
+            weights reach, as far as known.
+        path: The file.
+    """
+    weights = {name: compact(value) for name, value in model.net.state_dict().items()}
+    known = {**model.hparams, **notes}
+    save_file(weights, path, {name: json.dumps(value) for name, value in known.items()})
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """The content of such a file in the form of a checkpoint; weights in float32.
+
+    Raises:
+        InputError: It is damaged, or holds something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            known = {name: json.loads(text) for name, text in file.metadata().items()}
+            weights = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (AttributeError, OSError, SafetensorError, ValueError) as error:
+        raise InputError(
+            f"--ckpt_path {one_line(path)}: damaged, or not weights of this project "
+            f"({one_line(error)}); give another"
+        ) from None
+    notes = {name: known.pop(name) for name in NOTES if name in known}
+    half = torch.float16
+    state = {name: v.float() if v.dtype == half else v for name, v in weights.items()}
+    return {"hyper_parameters": known, "state_dict": state, **notes}
+
+
+def round_weights(model: LitCustomResNet) -> None:
+    """Round to float16 what multiplies; batch norm's statistics stay as they are."""
+    for parameter in model.net.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.half().float()
+
+
+def compact(value: Tensor) -> Tensor:
+    """A tensor as float16, if it is the same then."""
+    rounded = value.half()
+    is_same = value.is_floating_point() and torch.equal(rounded.float(), value)
+    return rounded if is_same else value
