@@ -19,6 +19,7 @@ from benchmarks.tables import (
     percent,
     read_runs,
     results_table,
+    runs_of_configs,
     with_table,
 )
 from benchmarks.unknown_images import (
@@ -42,7 +43,9 @@ RESULTS = README.parent / "benchmarks" / "results"
 
 def test_readme_shows_the_runs_on_record() -> None:
     readme = README.read_text(encoding="utf-8")
-    assert with_table(readme, results_table(read_runs())) == readme
+    shown = runs_of_configs()
+    assert 0 < len(shown) < len(read_runs())
+    assert with_table(readme, results_table(shown)) == readme
 
 
 def test_readme_shows_the_measured_stability() -> None:
