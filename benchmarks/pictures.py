@@ -3,7 +3,8 @@
     python benchmarks/pictures.py
 
 writes SVG files to docs/pictures/. They show numbers only: the schedule is asked of
-`LitCustomResNet`, and the range tests are those of `lr_stability.py`.
+`LitCustomResNet`, the range tests are those of `lr_stability.py`, and the sweep is that
+of `lr_sweep.py`, where there is one on record.
 """
 
 import sys
@@ -21,6 +22,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.lr_rules import Tests, lightning, picks_figure, read_tests
+from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
+from benchmarks.tables import read_runs, values
 from components.figures import lr_finder_figure
 from components.lr_finder import RangeTest, smooth
 from lightning_module import LitCustomResNet
@@ -93,6 +96,43 @@ def _draw_tests(axes: Axes, tests: list[RangeTest]) -> None:
     axes.grid(alpha=0.3)
 
 
+def sweep_figure(sweeps: dict[Setting, Sweep]) -> Figure:
+    """Accuracy over the max LR: a panel a recipe and device, a line a batch size."""
+    panels: dict[tuple[str, ...], dict[int, Sweep]] = {}
+    for (recipe, batch_size, *place), sweep in sweeps.items():
+        panels.setdefault((recipe, *place), {})[batch_size] = sweep
+    figure = Figure(figsize=(7, 3.6 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+    for axes, (names, lines) in zip(grid.flat, panels.items(), strict=True):
+        for number, (batch_size, sweep) in enumerate(lines.items()):
+            _draw_sweep(axes, sweep, f"C{number}", f"batch size {batch_size}")
+        recipe, *place = names
+        axes.set_title(f"{recipe}\n{', '.join(place)}", fontsize="small")
+        axes.set(xscale="log", ylabel="held-out accuracy (%)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    lrs = {float(lr) for sweep in sweeps.values() for lr in sweep if lr != AUTO}
+    grid.flat[-1].set_xticks(
+        sorted(lrs), [f"{lr:g}" for lr in sorted(lrs)], minor=False
+    )
+    grid.flat[-1].set_xticks([], minor=True)
+    grid.flat[-1].set_xlabel("max learning rate")
+    return figure
+
+
+def _draw_sweep(axes: Axes, sweep: Sweep, color: str, label: str) -> None:
+    """A point a run, a line through the means of the fixed rates, stars for auto."""
+    fixed = {float(lr): runs for lr, runs in sweep.items() if lr != AUTO}
+    means = [100 * np.mean(values(runs, "val/acc")) for runs in fixed.values()]
+    axes.plot(list(fixed), means, color, label=label)
+    for lr, runs in sweep.items():
+        style: dict[str, Any] = {"marker": "."}
+        if lr == AUTO:
+            style = {"marker": "*", "s": 120, "label": f"{label}, picks of auto"}
+        accuracies = 100 * np.array(values(runs, "val/acc"))
+        axes.scatter(values(runs, "max_lr"), accuracies, color=color, **style)
+
+
 def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
     """Draw all pictures.
 
@@ -107,6 +147,8 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
         "range_tests": range_tests_figure(tests),
         "lr_rules": picks_figure(tests),
     }
+    if RUNS.exists():
+        figures["lr_sweep"] = sweep_figure(find_sweeps(read_runs(RUNS)))
     folder.mkdir(parents=True, exist_ok=True)
     # Drawn again they are the same files, and their letters are not pictures.
     settings: dict[Any, Any] = {"svg.hashsalt": "docs", "svg.fonttype": "none"}

@@ -48,6 +48,8 @@ QUICK = {
     "--steps 1 --repeats 1 --base_width 4",
     "benchmarks/step_profile.py": "--device cpu --precision 32-true --batch_size 8 "
     "--steps 1 --base_width 4",
+    "benchmarks/ablation.py": "--first quick.yaml --last other.yaml --max_epochs 1 "
+    "--seeds 1 --output ablation.csv",
     "benchmarks/scale.py": "--epochs [1] --images [64] --batch_sizes [32] "
     "--processes [1] --images_per_epoch 32 --repeats 1",
 }
@@ -67,6 +69,10 @@ SUBSTITUTIONS = {
     "--ckpt_path FILE --data_dir": "--ckpt_path runs/long/checkpoints/last.ckpt "
     "--data_dir",
     "recipe.py configs/seed.yaml": "recipe.py quick.yaml",
+    "lr_sweep.py configs/seed.yaml configs/best.yaml": "lr_sweep.py quick.yaml "
+    "--lrs '[0.01]' --batch_sizes '[32]'",
+    "python benchmarks/ablation.py --seeds": "sed 's/lr: 0.01/lr: 0.02/' quick.yaml > "
+    "other.yaml\npython benchmarks/ablation.py --seeds",
     "max_epochs: 10": QUICK_RECIPE,
     "--seeds 5": "--seeds 3",
 }
@@ -248,7 +254,8 @@ def test_every_block_of_a_page_runs(page: str, project: Path) -> None:
         )
         assert (exit_code, bool(commands)) == (0, True), code
     if page == "recipes.md":
-        assert "| smooth on cifar10, 1 epochs, " in Path("README.md").read_text()
+        record = Path("benchmarks/results/runs.csv").read_text()
+        assert '"smooth on cifar10, 1 epochs, ' in record
     if page == "own_images.md":
         assert Path("runs/mine/metrics.json").exists()
 
