@@ -135,7 +135,7 @@ def put_on_record(
 
 def read_flags(config: str, data_dir: str | None, *, select: bool) -> dict[str, Any]:
     """All flags of train.py but the seed and the name, the protocol's applied."""
-    flags = cli.parse(train, ["--config", config], "recipe.py")
+    flags = cli.parse(train, ["--config", config], Path(sys.argv[0]).name)
     flags |= PROTOCOL | (SELECTING if select else MEASURING)
     kind = "selection" if select else "recipes"
     flags["output_dir"] = str(Path(flags["output_dir"]) / kind)
@@ -240,7 +240,7 @@ def quietly_train(flags: dict[str, Any]) -> dict[str, Any]:
             return train(**flags)
     except StoppedError as stop:
         message = f"stopped by {stop.name}; the same command goes on with this run anew"
-        cli.end_together("recipe.py", message, stop.exit_code)
+        cli.end_together(Path(sys.argv[0]).name, message, stop.exit_code)
 
 
 def main() -> None:

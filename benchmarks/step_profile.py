@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pytorch_lightning.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.throughput import TRAIN_IMAGES, Setting, fit, now, summary
+from benchmarks.paces import TRAIN_IMAGES, Setting, fit
+from benchmarks.throughput import summary
 from components import cli, environment
-from components.environment import Precision
+from components.environment import Precision, now
 from components.errors import InputError
 
 WARM_UP = 3  # steps
@@ -48,7 +49,7 @@ class StepProfiler(Callback):
         """Begin, or go on to the next step."""
         last = WARM_UP + self.steps
         if WARM_UP <= batch_idx <= last:
-            self.seconds.append(now(self.setting))
+            self.seconds.append(now(self.setting.device))
             self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         if batch_idx == last:
             self.profile.start()

@@ -3,7 +3,6 @@
 import csv
 import functools
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from components.augmentation import IMAGE_SIZE
+from components.environment import now
 from components.errors import DivergedError
 from components.figures import Row, confusion_figure
 from components.files import replacing
@@ -89,23 +89,24 @@ class TrainingClock(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start, perhaps within an epoch."""
-        self.started, self.step = _now(trainer), trainer.global_step
+        self.started = now(trainer.strategy.root_device)
+        self.step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start."""
-        self.started = _now(trainer)
+        self.started = now(trainer.strategy.root_device)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Pause."""
-        self.seconds += _now(trainer) - self.started
+        self.seconds += now(trainer.strategy.root_device) - self.started
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Go on."""
-        self.started = _now(trainer)
+        self.started = now(trainer.strategy.root_device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stop, and count the epoch's images in all processes."""
-        self.seconds += _now(trainer) - self.started
+        self.seconds += now(trainer.strategy.root_device) - self.started
         loader: Any = trainer.train_dataloader
         self.images += (trainer.global_step - self.step) * loader.batch_size
         self.step = trainer.global_step
@@ -254,10 +255,3 @@ def _traced(num_classes: int, base_width: int) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         net = CustomResNet(num_classes, base_width).eval()
         return graph(net, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
-
-
-def _now(trainer: pl.Trainer) -> float:
-    """Seconds on a clock, read when the device has done what was asked of it."""
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

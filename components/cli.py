@@ -200,4 +200,6 @@ def _describe(kind: Any) -> str:
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(repr(part) for part in parts)
+    if typing.get_origin(kind) in (list, tuple):
+        return f"a list, each item {_describe(parts[0])}"
     return " or ".join(_describe(part) for part in parts)

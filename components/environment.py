@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -159,3 +160,10 @@ def _git(*arguments: str) -> str:
         command, capture_output=True, text=True, check=True, timeout=10
     )
     return done.stdout.strip()
+
+
+def now(device: torch.device | str) -> float:
+    """Seconds on a clock, read when the device has done what was asked of it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

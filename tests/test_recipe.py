@@ -151,6 +151,7 @@ def test_a_signal_keeps_the_runs_before(
         plain_create(run, overwrite=overwrite)
 
     monkeypatch.setattr(RunFolder, "create", create)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/recipe.py"])
     with pytest.raises(SystemExit) as end:
         recipe([config()], 3, data_dir=str(image_folder), output=str(OUTPUT))
     assert end.value.code == 143

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.paces import NoiseDataset, operations
 from benchmarks.small_maps import small_maps
 from benchmarks.step_profile import step_profile
 from benchmarks.tables import add_row, with_table
 from benchmarks.throughput import (
     PAGE,
     RESULTS,
-    NoiseDataset,
-    operations,
     pace_table,
     ratios,
     summary,

@@ -1,0 +1,217 @@
+"""The four things that `throughput.py` times: trainer, loop, course and limit."""
+
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+
+from benchmarks.scale_run import RandomImages, noise
+from components import cli, environment
+from components.callbacks import History, TrainingClock
+from components.environment import now
+from components.run_folder import RunFolder
+from components.trainer import build_trainer
+from custom_resnet import CustomResNet
+from train import build_module, train
+
+TRAIN_IMAGES = 50_000
+DTYPES = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
+
+
+class Setting(NamedTuple):
+    """What is measured; `precision` is settled, `steps` are those of a round."""
+
+    device: str
+    precision: str
+    batch_size: int
+    steps: int
+    base_width: int
+    compile: bool
+    keep_memory: bool = True
+
+
+class NoiseDataset(Dataset[tuple[Tensor, int]]):
+    """The same as PIL images with the usual transforms, image by image."""
+
+    def __init__(self) -> None:
+        images, labels = noise(TRAIN_IMAGES)
+        self.images, self.labels = images.numpy(), labels.tolist()
+        self.transform = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize([0.5] * 3, [0.5] * 3),
+                v2.RandomErasing(p=1, scale=(1 / 16, 1 / 16), ratio=(1, 1)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def trainer_pace(setting: Setting) -> float:
+    """Images a second of an epoch's training, all callbacks and files included."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = fit(setting, Path(folder))
+    return clock.images / clock.seconds
+
+
+def fit(setting: Setting, folder: Path, *others: Callback) -> TrainingClock:
+    """Train one short epoch as train.py does, with other callbacks beside its own."""
+    flags = [
+        *("--accelerator", "gpu" if setting.device == "cuda" else "cpu"),
+        *("--devices", "1", "--precision", setting.precision, "--lr", "0.001"),
+        *("--batch_size", f"{setting.batch_size}", "--max_epochs", "1"),
+        *("--base_width", f"{setting.base_width}", "--val_size", "0"),
+        *("--limit_train_batches", f"{setting.steps}"),
+        *("--compile", f"{setting.compile}".lower()),
+    ]
+    config = cli.parse(train, flags)
+    hardware = environment.choose_hardware(
+        config["accelerator"], 1, 1, "auto", config["precision"]
+    )
+    prepare(setting)
+    images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=False)
+    images.setup()
+    run = RunFolder(str(folder), "run", 0)
+    run.create(overwrite=True)
+    history, clock = History(run.metrics_csv), TrainingClock()
+    module = build_module(config, images)
+    trainer: Any = build_trainer(config, hardware, run, images, history, clock, None)
+    trainer.callbacks += others
+    trainer.fit(module, datamodule=images)
+    return clock
+
+
+def loop_pace(setting: Setting) -> float:
+    """Images a second of the hand-written loop."""
+    prepare(setting)
+    device, dtype = torch.device(setting.device), DTYPES[setting.precision]
+    net = CustomResNet(base_width=setting.base_width).to(device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if setting.compile:
+        net.compile()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.001, fused=True)
+    scaler = torch.GradScaler(setting.device, enabled=dtype == torch.float16)
+    shape = (setting.batch_size, 3, 32, 32)
+    images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, shape[:1], device=device)
+
+    def step() -> None:
+        with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return pace(step, setting)
+
+
+def course_pace(setting: Setting) -> float:
+    """Images a second of the usual notebook."""
+    device = torch.device(setting.device)
+    net = CustomResNet(base_width=setting.base_width).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
+    batches = iter(endless(setting.batch_size))
+
+    def step() -> None:
+        images, labels = (values.to(device) for values in next(batches))
+        optimizer.zero_grad()
+        logits = net(images)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        loss.item(), logits.argmax(1).eq(labels).sum().item()
+
+    return pace(step, setting)
+
+
+def endless(batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of a `DataLoader`, epoch after epoch."""
+    workers = min(4, os.cpu_count() or 1)
+    loader = DataLoader(
+        NoiseDataset(),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def pace(step: Callable[[], None], setting: Setting) -> float:
+    """Images a second of some steps, after one that is not counted."""
+    step()
+    started = now(setting.device)
+    for _ in range(setting.steps):
+        step()
+    return setting.steps * setting.batch_size / (now(setting.device) - started)
+
+
+def limit_pace(setting: Setting) -> float:
+    """Images a second if all of a step were the best matrix product of the device."""
+    prepare(setting)
+    sizes = (1024, 2048, 4096, 8192) if setting.device == "cuda" else (1024, 2048, 4096)
+    rate = max(product_rate(size, setting) for size in sizes)
+    return rate / operations(setting.base_width)
+
+
+def product_rate(size: int, setting: Setting) -> float:
+    """Floating-point operations a second of a square matrix product: best of ten."""
+    options: Any = {"device": setting.device, "dtype": DTYPES[setting.precision]}
+    left, right = torch.randn(2, size, size).to(**options)
+    seconds = []
+    for _ in range(10):
+        started = now(setting.device)
+        left @ right
+        seconds.append(now(setting.device) - started)
+    return 2 * size**3 / min(seconds)
+
+
+def operations(base_width: int) -> float:
+    """Floating-point operations of one image in training, forward and backward."""
+    net = CustomResNet(base_width=base_width).eval()  # its convolutions as they are
+    counter: Any = FlopCounterMode(display=False)
+    with counter:
+        net(torch.randn(2, 3, 32, 32)).sum().backward()
+    return float(counter.get_total_flops()) / 2
+
+
+def prepare(setting: Setting) -> None:
+    """What train.py sets before it trains."""
+    torch.set_float32_matmul_precision("high")
+    if setting.device == "cpu" and setting.keep_memory:
+        environment.keep_freed_memory()
+
+
+PACES: dict[str, Callable[[Setting], float]] = {
+    "trainer": trainer_pace,
+    "loop": loop_pace,
+    "course": course_pace,
+    "limit": limit_pace,
+}
