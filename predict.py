@@ -119,7 +119,8 @@ def predict_batch(
     if readable:
         scores = logits(model, images)
         guesses = classify(scores, model.hparams["classes"], top)
-        are_known = is_known(scores).tolist()
+        smoothing = model.hparams["label_smoothing"]
+        are_known = is_known(scores, smoothing).tolist()
         for path, guess, known in zip(readable, guesses, are_known, strict=True):
             results[path] = {
                 "file": path,

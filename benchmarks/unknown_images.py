@@ -158,7 +158,8 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
         return logits(model, asked.permute(0, 3, 1, 2)).double()
 
     def warned(scores: Tensor) -> float:
-        return float((~is_known(scores)).double().mean())
+        known = is_known(scores, model.hparams["label_smoothing"])
+        return float((~known).double().mean())
 
     validation, known = ask(images.validation), ask(images.known)
     rows = []

@@ -1,6 +1,5 @@
 """A trained network and what it says of images."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -20,7 +19,6 @@ from lightning_module import LitCustomResNet
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetensors"
 BATCH_SIZE = 500  # images at once
-UNSURE = math.log(2)  # entropy of two equally probable classes, in nats
 
 
 class Guess(TypedDict):
@@ -161,21 +159,34 @@ def classify(scores: Tensor, classes: Sequence[str], top: int) -> list[list[Gues
     ]
 
 
-def is_known(scores: Tensor) -> Tensor:
+def unsure(num_classes: int, label_smoothing: float) -> float:
+    """Entropy in nats of a network that cannot choose between two classes.
+
+    One that was trained with label smoothing leaves that share to all classes even
+    where it is sure, so its entropy is higher; without, it is log 2.
+    """
+    rest = label_smoothing / num_classes
+    half = (1 - label_smoothing) / 2 + rest
+    shares = torch.tensor([half] * 2 + [rest] * (num_classes - 2), dtype=torch.float64)
+    return float(torch.special.entr(shares).sum())
+
+
+def is_known(scores: Tensor, label_smoothing: float) -> Tensor:
     """Whether each image is probably of any of the classes.
 
     It is not if the network is less sure of it than if it had to choose between two
-    classes, as measured by the entropy: so it is with about 5 % of CIFAR-10's held-out
-    validation images, by benchmarks/unknown_images.py.
+    classes, as measured by the entropy; benchmarks/unknown_images.py says how often
+    that is so.
 
     Args:
         scores: (N, C), as `logits` gives them.
+        label_smoothing: That of the network's training.
 
     Returns:
         bool (N,).
     """
     entropy: Tensor = torch.special.entr(scores.softmax(dim=1)).sum(dim=1)
-    return entropy < UNSURE
+    return entropy < unsure(scores.shape[1], label_smoothing)
 
 
 def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:

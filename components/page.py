@@ -76,7 +76,7 @@ def look(model: LitCustomResNet, image: Tensor) -> Look:
     [heat] = grad_cam(model, image, scores.argmax(dim=1))
     return Look(
         {guess["label"]: guess["probability"] for guess in guesses},
-        bool(is_known(scores)),
+        bool(is_known(scores, model.hparams["label_smoothing"])),
         explanation(image[0], heat),
     )
 

@@ -33,7 +33,7 @@ from benchmarks.unknown_images import (
 )
 from components import sources
 from components.errors import InputError
-from components.inference import UNSURE
+from components.inference import unsure
 from components.resume import read_checkpoint
 from datamodule import CIFAR10DataModule
 from run_files import LAST
@@ -211,5 +211,5 @@ def test_the_threshold_of_the_warning_is_the_measured_one() -> None:
         f"({-threshold:.2f}); {100 * warned:.1f} % of them are marked, and "
         f"{100 * warned_of_test:.1f} % of the test images (n = 2,000 each)" in readme
     )
-    assert -threshold == pytest.approx(UNSURE, abs=0.05)
+    assert -threshold == pytest.approx(unsure(10, 0), abs=0.05)
     assert warned == pytest.approx(0.05, abs=0.01)

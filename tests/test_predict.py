@@ -17,7 +17,14 @@ from PIL import Image
 import predict
 from components import inference
 from components.image_folder import to_pixels
-from components.inference import classify, grad_cam, is_known, load_model, logits
+from components.inference import (
+    classify,
+    grad_cam,
+    is_known,
+    load_model,
+    logits,
+    unsure,
+)
 from train import train
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -225,10 +232,10 @@ def test_an_unsure_network_warns(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red().save("a.png")
-    monkeypatch.setattr(inference, "UNSURE", 9.0)
+    monkeypatch.setattr(inference, "unsure", lambda *_: 9.0)
     assert command("a.png", "--json").results[0]["known"] is True
     assert "probably none" not in command("a.png").out
-    monkeypatch.setattr(inference, "UNSURE", 0.0)
+    monkeypatch.setattr(inference, "unsure", lambda *_: 0.0)
     assert command("a.png", "--json").results[0]["known"] is False
     assert command("a.png").out.endswith("  probably none of the classes\n")
 
@@ -336,7 +343,19 @@ def test_known_is_what_is_surer_than_between_two_classes() -> None:
     shares = torch.tensor(
         [[0.6, 0.4, 0, 0], [0.49, 0.49, 0.02, 0], [0.7, 0.1, 0.1, 0.1]]
     )
-    assert is_known((shares + 1e-12).log()).tolist() == [True, False, False]
+    assert is_known((shares + 1e-12).log(), 0).tolist() == [True, False, False]
+    assert unsure(4, 0) == pytest.approx(math.log(2))
+
+
+def test_label_smoothing_is_no_doubt() -> None:
+    """What a network is taught for a sure image must not pass for an unknown one."""
+    sure = torch.tensor([[0.82] + 9 * [0.02]]).log()
+    torn = torch.tensor([[0.41, 0.43] + 8 * [0.02]]).log()
+    assert is_known(torch.cat([sure, torn]), 0.0).tolist() == [False, False]
+    assert is_known(torch.cat([sure, torn]), 0.2).tolist() == [True, True]
+    assert is_known(torn * 0.9, 0.2).tolist() == [False]
+    # 2 x 0.42 log(1 / 0.42) + 8 x 0.02 log(1 / 0.02)
+    assert unsure(10, 0.2) == pytest.approx(1.354624, abs=1e-6)
 
 
 def test_classify_names_the_surest_first() -> None:
