@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from benchmarks import recipe
 from components import download
 from datamodule import CIFAR10DataModule
 from train import train
@@ -68,6 +69,20 @@ def quick_train(image_folder: Path) -> Callable[..., Metrics]:
         return train(**quick | flags)
 
     return run
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The flags of each training that a measurement starts, in order."""
+    calls: list[dict[str, Any]] = []
+    quietly_train = recipe.quietly_train
+
+    def note(flags: dict[str, Any]) -> dict[str, Any]:
+        calls.append(flags)
+        return quietly_train(flags)
+
+    monkeypatch.setattr(recipe, "quietly_train", note)
+    return calls
 
 
 @pytest.fixture(scope="session")

@@ -148,20 +148,7 @@ def train(
         environment.keep_freed_memory()
     run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
     checkpoint, saved = find_checkpoint(run, config)
-    images = CIFAR10DataModule(
-        data,
-        data_dir,
-        batch_size,
-        val_size,
-        seed,
-        crop_padding,
-        padding_mode,
-        flip,
-        cutout,
-        download_url,
-    )
-    images.prepare_data()
-    images.setup()
+    images = load_images(config)
     config |= {
         "precision": hardware.arguments["precision"],
         "val_size": images.val_size,
@@ -232,6 +219,25 @@ def find_checkpoint(
     if newest is None:
         log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
     return newest or (None, None)
+
+
+def load_images(config: dict[str, Any]) -> CIFAR10DataModule:
+    """The images, downloaded if need be, read and split."""
+    images = CIFAR10DataModule(
+        config["data"],
+        config["data_dir"],
+        config["batch_size"],
+        config["val_size"],
+        config["seed"],
+        config["crop_padding"],
+        config["padding_mode"],
+        config["flip"],
+        config["cutout"],
+        config["download_url"],
+    )
+    images.prepare_data()
+    images.setup()
+    return images
 
 
 def settle_lr(

@@ -20,21 +20,25 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.recipe import OTHERWISE, put_on_record, read_flags, recipe_name
+from benchmarks.compare import FEWEST, welch
+from benchmarks.recipe import (
+    OTHERWISE,
+    plain_flags,
+    put_on_record,
+    read_flags,
+    recipe_name,
+)
 from benchmarks.tables import (
     ACCURACIES,
-    FEWEST,
     Run,
     by_kind,
     percent,
     read_runs,
     values,
-    welch,
     with_table,
 )
 from components import cli
 from components.errors import InputError
-from train import train
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "ablation.csv"
@@ -57,7 +61,7 @@ Step = tuple[str, Flags]
 
 
 class Row(NamedTuple):
-    """A step on record: its name, its flags that are no default, its accuracies."""
+    """A step on record: its name, its flags that are not plain, its accuracies."""
 
     step: str
     flags: dict[str, str]
@@ -216,11 +220,11 @@ def gain(before: Sequence[float], after: Sequence[float]) -> str:
 def changed_flags(before: dict[str, str], after: dict[str, str]) -> str:
     """The flags of the second recipe that are not those of the first, as in a command.
 
-    One that is in neither is the default of train.py, and so is one that is gone.
+    One that is gone is as in the plain recipe, from which `recipe_name` starts.
     """
-    defaults = cli.parse(train, [])
+    plain = plain_flags()
     changed = [flag for flag in before | after if before.get(flag) != after.get(flag)]
-    return " ".join(f"`--{flag} {after.get(flag, defaults[flag])}`" for flag in changed)
+    return " ".join(f"`--{flag} {after.get(flag, plain[flag])}`" for flag in changed)
 
 
 if __name__ == "__main__":

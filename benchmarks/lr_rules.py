@@ -7,7 +7,6 @@ into docs/learning_rate.md; `pictures.py` draws them. The rules of others are gi
 losses as their packages smooth them, and up to where these would have stopped the test.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,26 +19,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.tuner.lr_finder import _LRFinder
 
+from benchmarks.lr_stability import Setting, read_tests
 from benchmarks.tables import with_table
-from components.lr_finder import BETA, RangeTest, find_valley, middle, smooth
+from components.lr_finder import BETA, RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
 CURVES = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
 PAGE = PROJECT / "docs" / "learning_rate.md"
 
-Tests = dict[int, list[RangeTest]]  # by batch size, in the order of the seeds
-
-
-def read_tests(file: Path = CURVES) -> Tests:
-    """The recorded range tests, with the picks of the rule as it is now."""
-    tests: Tests = {}
-    for line in file.read_text().splitlines():
-        record = json.loads(line)
-        lrs, losses = record["lrs"], record["losses"]
-        valley = find_valley(lrs, losses, record["classes"])
-        test = RangeTest(lrs, losses, valley, middle(valley))
-        tests.setdefault(record["batch_size"], []).append(test)
-    return tests
+Tests = dict[Setting, list[RangeTest]]  # in the order of the seeds
 
 
 def lagging(losses: list[float], beta: float) -> NDArray[np.float64]:
@@ -126,18 +114,16 @@ RULES: dict[str, Callable[[RangeTest], float]] = {
 
 
 def picks_table(tests: Tests) -> str:
-    """A row a rule and batch size: the picks and how far they are apart."""
-    seeds = len(next(iter(tests.values())))
-    lines = [
-        f"| rule | batch size | picks of seeds 0 to {seeds - 1} | max / min |",
-        "|---|---|---|---|",
-    ]
+    """A row a rule, a column a recipe and batch size: range of picks, max / min."""
+    names = (f"{recipe}.yaml, {batch_size}" for recipe, batch_size in tests)
+    lines = [f"| rule | {' | '.join(names)} |", f"|---{'|---' * len(tests)}|"]
     for name, rule in RULES.items():
-        for batch_size, group in tests.items():
+        cells = [name]
+        for group in tests.values():
             picks = [rule(test) for test in group]
-            listed = " ".join(f"{lr:.2g}" for lr in picks)
-            spread = max(picks) / min(picks)
-            lines.append(f"| {name} | {batch_size} | {listed} | {spread:.2g} |")
+            low, high = min(picks), max(picks)
+            cells.append(f"{low:.2g} to {high:.2g} ({high / low:.2g})")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -145,11 +131,12 @@ def picks_figure(tests: Tests) -> Figure:
     """The picks of every rule: a point a range test."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for number, (batch_size, group) in enumerate(tests.items()):
-        label = f"batch size {batch_size}"
+    for number, ((recipe, batch_size), group) in enumerate(tests.items()):
+        label = f"{recipe}.yaml, batch size {batch_size}"
+        offset = 0.6 * (number / len(tests) - 0.5)
         for row, rule in enumerate(RULES.values()):
             lrs = [rule(test) for test in group]
-            heights = np.full(len(lrs), row + 0.3 * number - 0.15)
+            heights = np.full(len(lrs), row + offset)
             axes.semilogx(lrs, heights, f"C{number}o", alpha=0.7, label=label)
             label = ""
     names = [name.replace("`", "") for name in RULES]
@@ -164,7 +151,7 @@ def picks_figure(tests: Tests) -> Figure:
 def lr_rules() -> None:
     """Write the table of picks into docs/learning_rate.md."""
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_table(text, picks_table(read_tests())), encoding="utf-8")
+    PAGE.write_text(with_table(text, picks_table(read_tests(CURVES))), encoding="utf-8")
 
 
 if __name__ == "__main__":

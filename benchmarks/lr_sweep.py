@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.recipe import put_on_record, read_flags, recipe_name
+from benchmarks.recipe import plain_flags, put_on_record, read_flags, recipe_name
 from benchmarks.tables import Run, by_kind, read_runs, values, with_table
 from components import cli
 from components.errors import InputError
 from components.flags import check_flags
 from datamodule import DEFAULT_VAL_SIZE
-from train import train
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "lr_sweep.csv"
@@ -150,10 +149,10 @@ def find_sweeps(runs: Sequence[Run]) -> dict[Setting, Sweep]:
 def split_name(name: str) -> tuple[str, int, str]:
     """The name of a recipe without batch size and rate; these two.
 
-    A name that lacks one means the default of train.py, as `recipe_name` made it.
+    A name that lacks one means that of the plain recipe, as `recipe_name` made it.
     """
-    defaults = cli.parse(train, [])
-    found = {flag: str(defaults[flag]) for flag in ("batch_size", "lr")}
+    plain = plain_flags()
+    found = {flag: str(plain[flag]) for flag in ("batch_size", "lr")}
     start, *parts = name.split(", ")
     kept = [start]
     for part in parts:

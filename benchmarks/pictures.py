@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.lr_rules import Tests, lightning, picks_figure, read_tests
+from benchmarks.lr_rules import CURVES, Tests, lightning, picks_figure
+from benchmarks.lr_stability import read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
 from benchmarks.tables import read_runs, values
 from components.figures import lr_finder_figure
@@ -72,11 +73,12 @@ def schedule_figure(max_lr: float) -> Figure:
 
 def range_tests_figure(tests: Tests) -> Figure:
     """All range tests: smoothed loss, our picks and those of Lightning's rule."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 3 * len(tests)), layout="constrained")
     panels = figure.subplots(len(tests), 1, sharex=True)
-    for axes, (batch_size, group) in zip(panels, tests.items(), strict=True):
+    for axes, ((recipe, batch_size), group) in zip(panels, tests.items(), strict=True):
         _draw_tests(axes, group)
-        axes.set(title=f"batch size {batch_size}", ylabel="training loss, smoothed")
+        axes.set_title(f"{recipe}.yaml, batch size {batch_size}", fontsize="small")
+        axes.set_ylabel("training loss, smoothed")
     panels[0].legend(loc="lower left")
     panels[-1].set_xlabel("learning rate")
     return figure
@@ -139,8 +141,8 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
     Args:
         folder: Where they go.
     """
-    tests = read_tests()
-    first = tests[512][0]
+    tests = read_tests(CURVES)
+    first = tests["seed", 512][0]
     figures = {
         "schedule": schedule_figure(first.lr),
         "range_test": lr_finder_figure(first),

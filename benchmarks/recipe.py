@@ -47,6 +47,9 @@ from train import FAST_DEV_LR, train
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
+# Names on record say what differs from this file, which stays as it is, and not from
+# the defaults of train.py, which follow what is found.
+PLAIN = PROJECT / "configs" / "seed.yaml"
 WARM_UP_STEPS = 3
 # Flags that the protocol decides, and those that are on record otherwise.
 PROTOCOL: dict[str, Any] = {
@@ -143,22 +146,27 @@ def read_flags(config: str, data_dir: str | None, *, select: bool) -> dict[str, 
 
 
 def recipe_name(stem: str, flags: dict[str, Any]) -> str:
-    """A file's name, images, epochs, and every flag that is not train.py's default.
+    """A file's name, images, epochs, and every flag that is not the plain recipe's.
 
     So a file that has changed has another name, and its runs do not mix with the old.
     """
     folder = Path(flags["data_dir"]).expanduser()
     source = folder.resolve().name if is_image_folder(folder) else "cifar10"
     source = "shapes" if flags["data"] == "synthetic" else source
-    defaults = cli.parse(train, [])
+    plain = plain_flags()
     ours = {*PROTOCOL, *MEASURING, *OTHERWISE}
     changed = [
         f"{flag} {value}"
         for flag, value in flags.items()
-        if flag not in ours and value != defaults[flag]
+        if flag not in ours and value != plain[flag]
     ]
     start = f"{stem} on {source}"
     return ", ".join([start, f"{flags['max_epochs']} epochs", *changed])
+
+
+def plain_flags() -> dict[str, Any]:
+    """The flags of the recipe that courses teach."""
+    return cli.parse(train, ["--config", str(PLAIN)])
 
 
 def place(flags: dict[str, Any]) -> Run:

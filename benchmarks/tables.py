@@ -2,19 +2,15 @@
 
     python benchmarks/tables.py --add runs/NAME --recipe "what it is"
     python benchmarks/tables.py
-    python benchmarks/tables.py --compare "RECIPE A" "RECIPE B"
 
 The first adds a finished run to `benchmarks/results/runs.csv`, as recipe.py does by
-itself; the first two write the table between the two markers in the README anew. The
-third says how far the accuracies of two recipes are apart, and how often chance alone
-would put them that far apart.
+itself. Both write the table between the two markers in the README anew.
 """
 
 import csv
 import datetime
 import itertools
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -37,7 +33,6 @@ ACCURACIES = {
     "test/acc_tta": "with flip TTA",
     "val/acc": "val accuracy",
 }
-FEWEST = 3  # runs of a recipe from which a spread can be seen
 
 Run = dict[str, str]
 Kind = tuple[str, str, str]  # recipe, device, precision
@@ -149,96 +144,6 @@ def median(seconds: Sequence[float]) -> str:
     return f"{middle:.2f}" if middle < 60 else f"{middle:.0f}"
 
 
-def comparison(runs: Sequence[Run], first: str, second: str) -> str:
-    """The second recipe against the first, a line for each accuracy and device.
-
-    Args:
-        runs: All runs.
-        first: Name of a recipe, or its beginning.
-        second: Likewise.
-
-    Raises:
-        InputError: There is no such recipe, or there are too few runs of it on a
-            device that the other has run on.
-    """
-    before, after = (find_recipe(runs, name) for name in (first, second))
-    groups = by_kind(runs)
-    lines = []
-    for (recipe, *place), old_runs in groups.items():
-        if recipe != before:
-            continue
-        new_runs = groups.get((after, place[0], place[1]), [])
-        for column, name in ACCURACIES.items():
-            old, new = values(old_runs, column), values(new_runs, column)
-            if min(len(old), len(new)) < FEWEST:
-                continue
-            gain = 100 * (statistics.mean(new) - statistics.mean(old))
-            lines.append(
-                f"{name}: {gain:+.2f} %, p = {welch(old, new):.2g}, from "
-                f"{percent(old)}, n = {len(old)}, to {percent(new)}, n = {len(new)}; "
-                f"{', '.join(place)}"
-            )
-    if not lines:
-        raise InputError(
-            f"--compare needs at least {FEWEST} runs of both {before!r} and {after!r} "
-            "on the same device at the same precision; make more, with other seeds"
-        )
-    return "\n".join([f"{before} -> {after}", *lines])
-
-
-def find_recipe(runs: Sequence[Run], name: str) -> str:
-    """The recipe of this name, or the only one whose name begins so.
-
-    Raises:
-        InputError: There is none, or several.
-    """
-    recipes = list(dict.fromkeys(run["recipe"] for run in runs))
-    if name in recipes:
-        return name
-    found = [recipe for recipe in recipes if recipe.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    known = "; ".join(found or recipes)
-    raise InputError(f"--compare {name!r} is not the name of one recipe: {known}")
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """How probable it is that chance alone sets two means at least this far apart.
-
-    Welch's t-test, two-sided: the spreads may differ; the values should be about
-    normally distributed, as accuracies over seeds are.
-
-    Args:
-        first: Independent values, at least two.
-        second: Likewise.
-    """
-    errors = [statistics.variance(each) / len(each) for each in (first, second)]
-    distance = abs(statistics.mean(first) - statistics.mean(second))
-    if not sum(errors):
-        return float(distance == 0)
-    freedom = sum(errors) ** 2 / sum(
-        error**2 / (len(each) - 1)
-        for error, each in zip(errors, (first, second), strict=True)
-    )
-    return student(distance / math.sqrt(sum(errors)), freedom)
-
-
-def student(t: float, freedom: float, steps: int = 10_000) -> float:
-    """Probability that Student's t is at least so far from 0, on either side.
-
-    With t = sqrt(freedom) tan(x) its density becomes cos(x) ** (freedom - 1), which is
-    smooth and ends at pi / 2.
-    """
-    start = math.atan(t / math.sqrt(freedom))
-
-    def area(low: float) -> float:
-        step = (math.pi / 2 - low) / steps
-        middles = (low + (i + 0.5) * step for i in range(steps))
-        return step * math.fsum(math.cos(x) ** (freedom - 1) for x in middles)
-
-    return area(start) / area(0)
-
-
 def add_row(file: Path, row: dict[str, Any]) -> None:
     """Add a row to a CSV file, which is made when it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -262,26 +167,17 @@ def tables(
     add: str | None = None,
     recipe: str = "default",
     timed: bool = True,
-    compare: tuple[str, str] | None = None,
-    runs: str = str(RUNS),
 ) -> None:
-    """Rebuild the README's table of results, or compare two recipes.
+    """Rebuild the README's table of results.
 
     Args:
         add: Folder of a finished run to add first.
         recipe: Name of that run's recipe.
         timed: Whether its times are worth keeping: not if other work ran beside it.
-        compare: Names of two recipes, or their beginnings; the README stays as it is.
-        runs: CSV file of the runs, for --compare.
 
     Raises:
-        InputError: A run is not there, or there are too few to compare.
+        InputError: The run is not there.
     """
-    if compare is not None:
-        if not Path(runs).is_file():
-            raise InputError(f"--runs {runs}: no such file; give that of recipe.py")
-        print(comparison(read_runs(Path(runs)), *compare))
-        return
     if add is not None:
         if not (Path(add) / "metrics.json").is_file():
             raise InputError(f"--add {add}: no metrics.json in it; give a finished run")
@@ -292,17 +188,5 @@ def tables(
     print(table)
 
 
-def paired(arguments: list[str]) -> list[str]:
-    """The two names behind --compare as the one list that a flag's value is."""
-    if "--compare" not in arguments:
-        return arguments
-    start = arguments.index("--compare") + 1
-    names = arguments[start : start + 2]
-    if len(names) < 2:
-        cli.fail("tables.py", f"--compare needs the names of two recipes, got {names}")
-    return [*arguments[:start], json.dumps(names), *arguments[start + 2 :]]
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = paired(sys.argv[1:])
     cli.run("tables.py", tables)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from benchmarks import ablation as script
 from benchmarks import recipe
@@ -19,44 +18,22 @@ from benchmarks.ablation import (
     read_both,
     section,
 )
-from benchmarks.tables import Run, add_row, read_runs, student, with_table
+from benchmarks.compare import student
+from benchmarks.tables import Run, read_runs, with_table
 from components import cli
+from record import held_out, runs_of, write_recipe, write_runs
 
-SMALL: dict[str, Any] = {
-    "accelerator": "cpu",
-    "precision": "32-true",
-    "base_width": 4,
-    "batch_size": 32,
-    "max_epochs": 1,
-    "lr": 0.01,
-}
 OUTPUT = Path("out/runs.csv")
 NAMES = ["plain", "label smoothing", "crop_padding"]
-
-
-def config(name: str, **flags: Any) -> str:
-    Path(f"{name}.yaml").write_text(yaml.safe_dump(SMALL | flags))
-    return f"{name}.yaml"
-
-
-def runs_of(recipe: str, shares: list[float], column: str = "val/acc") -> list[Run]:
-    same = {"recipe": recipe, "device": "CPU", "precision": "32-true"}
-    same |= {"test/acc": "", "val/acc": ""}
-    return [
-        same | {"seed": str(seed), column: str(share)}
-        for seed, share in enumerate(shares)
-    ]
-
-
-def write(file: Path, runs: list[Run]) -> None:
-    for run in runs:
-        add_row(file, run)
 
 
 def test_every_step_keeps_those_before_it_in_the_order_of_the_table() -> None:
     own = {"data_dir": "images", "max_epochs": None}
     later = {"crop_padding": 2, "lr": 0.02, "label_smoothing": 0.1, "lr_steps": 50}
-    files = config("plain", seed=1), config("best", seed=2, tta="flip", **later)
+    files = (
+        write_recipe("plain", seed=1),
+        write_recipe("best", seed=2, tta="flip", **later),
+    )
     first, last = read_both(*files, own, select=True)
     steps = find_steps("plain", first, last)
     assert [name for name, _ in steps] == [
@@ -98,10 +75,12 @@ def test_the_table_has_means_gains_and_p_for_each_step() -> None:
     """
     start = "on cifar10, 8 epochs"
     runs = [
-        *runs_of(f"seed {start}, flip none", [0.90, 0.91, 0.92]),
-        *runs_of(f"smooth {start}, flip none, label_smoothing 0.1", [0.91, 0.92, 0.93]),
-        *runs_of(f"flip {start}, label_smoothing 0.1", [0.90, 0.92]),
-        *runs_of(f"rate {start}, lr 0.02, label_smoothing 0.1", [0.95]),
+        *held_out(f"seed {start}, flip none", [0.90, 0.91, 0.92]),
+        *held_out(
+            f"smooth {start}, flip none, label_smoothing 0.1", [0.91, 0.92, 0.93]
+        ),
+        *held_out(f"flip {start}, label_smoothing 0.1", [0.90, 0.92]),
+        *held_out(f"rate {start}, lr 0.02, label_smoothing 0.1", [0.95]),
     ]
     y = 1.224745 / math.sqrt(1.224745**2 + 4)
     assert 1 - y * (3 - y**2) / 2 == pytest.approx(0.28786, abs=1e-5)
@@ -121,12 +100,12 @@ def test_the_table_has_means_gains_and_p_for_each_step() -> None:
 
 def test_runs_that_do_not_compare_are_in_tables_of_their_own() -> None:
     runs = [
-        *runs_of("a on x, 8 epochs", [0.90]),
-        *runs_of("a on x, 9 epochs", [0.91]),
-        *runs_of("b on x, 9 epochs, lr 0.1", [0.92]),
-        *runs_of("b on x, 8 epochs, lr 0.1", [0.93], "test/acc"),
-        *(run | {"device": "GPU"} for run in runs_of("b on x, 8 epochs", [0.94])),
-        *runs_of("a on x, 8 epochs", [0.80]),  # of the same seed, and newer
+        *held_out("a on x, 8 epochs", [0.90]),
+        *held_out("a on x, 9 epochs", [0.91]),
+        *held_out("b on x, 9 epochs, lr 0.1", [0.92]),
+        *runs_of("b on x, 8 epochs, lr 0.1", [0.93]),
+        *(run | {"device": "GPU"} for run in held_out("b on x, 8 epochs", [0.94])),
+        *held_out("a on x, 8 epochs", [0.80]),  # of the same seed, and newer
     ]
     heads, tables = (section(runs).split("\n\n")[start::2] for start in (0, 1))
     found = [
@@ -164,8 +143,8 @@ def test_an_ablation_that_was_stopped_goes_on(
 
     monkeypatch.setattr(recipe, "quietly_train", train_until_stopped)
     arguments: dict[str, Any] = {
-        "first": config("plain"),
-        "last": config("best", crop_padding=2, label_smoothing=0.1),
+        "first": write_recipe("plain"),
+        "last": write_recipe("best", crop_padding=2, label_smoothing=0.1),
         "seeds": 2,
         "select": True,
         "data_dir": str(image_folder),
@@ -199,9 +178,9 @@ def shares(runs: list[Run], step: int) -> str:
     return f"{(low + high) / 2:.2f} ± {spread:.2f} % ({low:.2f} to {high:.2f})"
 
 
-@pytest.mark.parametrize(("select", "held_out"), [(False, 0), (True, "auto")])
+@pytest.mark.parametrize(("select", "val_size"), [(False, 0), (True, "auto")])
 def test_seeds_and_protocol_are_those_asked_for(
-    select: bool, held_out: int | str, monkeypatch: pytest.MonkeyPatch
+    select: bool, val_size: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -209,13 +188,13 @@ def test_seeds_and_protocol_are_those_asked_for(
         step: str, flags: dict[str, Any], seeds: list[int], *_: Any, **__: Any
     ) -> None:
         asked.append((step, seeds, flags["val_size"], flags["max_epochs"]))
-        write(OUTPUT, runs_of("a on x, 8 epochs", [0.9]))
+        write_runs(OUTPUT, held_out("a on x, 8 epochs", [0.9]))
 
     monkeypatch.setattr(script, "put_on_record", note)
-    files = config("plain"), config("best", cutout=4)
+    files = write_recipe("plain"), write_recipe("best", cutout=4)
     ablation(*files, 2, 7, 5, select=select, output=str(OUTPUT))
     assert asked == [
-        (step, [seed], held_out, 5) for seed in (7, 8) for step in ("plain", "cutout")
+        (step, [seed], val_size, 5) for seed in (7, 8) for step in ("plain", "cutout")
     ]
 
 
@@ -241,18 +220,18 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config("plain")
-    config("b", cutout=4)
-    config("long", max_epochs=2, cutout=4)
-    config("lrr", lrr=1)
+    write_recipe("plain")
+    write_recipe("b", cutout=4)
+    write_recipe("long", max_epochs=2, cutout=4)
+    write_recipe("lrr", lrr=1)
     started = f"plain on {image_folder.name}, 1 epochs, batch_size 32, lr 0.01"
     kept = {
-        "other": runs_of("a on x, 8 epochs", [0.9]),
-        "tested": runs_of(f"{started}, base_width 4", [0.9], "test/acc"),
-        "odd": runs_of("mine", [0.9]),
+        "other": held_out("a on x, 8 epochs", [0.9]),
+        "tested": runs_of(f"{started}, base_width 4", [0.9]),
+        "odd": held_out("mine", [0.9]),
     }
     for name, runs in kept.items():
-        write(Path(f"{name}.csv"), runs)
+        write_runs(Path(f"{name}.csv"), runs)
     argv = ["ablation.py", "--first", "plain.yaml", "--data_dir", str(image_folder)]
     argv += ["--select", "--output", str(OUTPUT), *arguments]
     monkeypatch.setattr(sys, "argv", argv)
@@ -271,8 +250,8 @@ def test_the_page_is_written_from_the_record(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(script, "PAGE", Path("page.md"))
     empty = "a\n<!-- ablation: begin -->\n{}\n<!-- ablation: end -->\nz"
     Path("page.md").write_text(empty.format("old"))
-    runs = runs_of("a on x, 8 epochs", [0.9])
-    write(Path("runs.csv"), runs)
+    runs = held_out("a on x, 8 epochs", [0.9])
+    write_runs(Path("runs.csv"), runs)
     ablation(page=True, output="runs.csv")
     assert Path("page.md").read_text() == empty.format(section(runs))
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from benchmarks.lr_stability import lr_stability, picks
+from benchmarks.lr_rules import CURVES
+from benchmarks.lr_stability import lr_stability, read_tests
 from benchmarks.tables import (
     README,
     add_run,
@@ -36,6 +37,7 @@ from components.errors import InputError
 from components.inference import unsure
 from components.resume import read_checkpoint
 from datamodule import CIFAR10DataModule
+from record import write_recipe
 from run_files import LAST
 
 RESULTS = README.parent / "benchmarks" / "results"
@@ -50,11 +52,12 @@ def test_readme_shows_the_runs_on_record() -> None:
 
 def test_readme_shows_the_measured_stability() -> None:
     readme = README.read_text(encoding="utf-8")
-    measured = RESULTS / "2026-11-22_lr_stability_cpu.jsonl"
-    for batch_size, lrs in picks(measured).items():
+    for (recipe, batch_size), tests in read_tests(CURVES).items():
+        lrs = [test.lr for test in tests]
         assert len(lrs) == 5
-        cells = f"| {batch_size} | {' '.join(f'{lr:.2g}' for lr in lrs)} |"
-        assert f"{cells} {max(lrs) / min(lrs):.2f} |" in readme
+        listed = " ".join(f"{lr:.2g}" for lr in lrs)
+        cells = f"`{recipe}.yaml` | {batch_size} | {listed}"
+        assert f"| {cells} | {max(lrs) / min(lrs):.2f} |" in readme
         assert max(lrs) / min(lrs) < 3
         assert 1e-3 < min(lrs) < max(lrs) < 3e-2
 
@@ -101,22 +104,16 @@ def test_percent_of_one_several_and_none() -> None:
 def test_lr_stability_runs_small(
     image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lr_stability(
-        "out/picks.jsonl",
-        data_dir=str(image_folder),
-        batch_sizes=(32,),
-        seeds=2,
-        lr_steps=40,
-        accelerator="cpu",
-        base_width=4,
-    )
+    small = write_recipe("small", lr_steps=40)
+    lr_stability([small], "out/picks.jsonl", (16,), 2, str(image_folder))
     lines = Path("out/picks.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["seed"] for record in records] == [0, 1]
     assert all(len(record["losses"]) == 40 for record in records)
-    [lrs] = picks(Path("out/picks.jsonl")).values()
-    assert len(lrs) == 2
-    assert f"{max(lrs) / min(lrs):.2f} |" in capsys.readouterr().out
+    [((recipe, batch_size), tests)] = read_tests(Path("out/picks.jsonl")).items()
+    assert (recipe, batch_size, len(tests)) == ("small", 16, 2)
+    lrs = [test.lr for test in tests]
+    assert f"| {max(lrs) / min(lrs):.2f} |" in capsys.readouterr().out
 
 
 def test_auroc_is_exact_and_counts_ties_half() -> None:

@@ -24,7 +24,8 @@ import torch
 from torch.distributed.run import get_args_parser
 
 import train
-from benchmarks.lr_rules import lightning, picks_table, read_tests
+from benchmarks.lr_rules import CURVES, lightning, picks_table
+from benchmarks.lr_stability import read_tests
 from benchmarks.pictures import pictures, schedule
 from benchmarks.tables import with_table
 from components import cli
@@ -42,8 +43,7 @@ QUICK = {
     "train.py": "--accelerator cpu --devices 1 --num_nodes 1 --strategy auto "
     "--precision 32-true --base_width 4 --batch_size 32 --max_epochs 2 --lr 0.01 "
     "--limit_train_batches 3",
-    "benchmarks/lr_stability.py": "--accelerator cpu --precision 32-true --seeds 2 "
-    "--base_width 4 --batch_sizes [32] --lr_steps 40",
+    "benchmarks/lr_stability.py": "--seeds 2 --batch_sizes [32]",
     "benchmarks/throughput.py": "--device cpu --precision 32-true --batch_size 8 "
     "--steps 1 --repeats 1 --base_width 4",
     "benchmarks/step_profile.py": "--device cpu --precision 32-true --batch_size 8 "
@@ -69,6 +69,7 @@ SUBSTITUTIONS = {
     "--ckpt_path FILE --data_dir": "--ckpt_path runs/long/checkpoints/last.ckpt "
     "--data_dir",
     "recipe.py configs/seed.yaml": "recipe.py quick.yaml",
+    "lr_stability.py configs/seed.yaml configs/best.yaml": "lr_stability.py quick.yaml",
     "lr_sweep.py configs/seed.yaml configs/best.yaml": "lr_sweep.py quick.yaml "
     "--lrs '[0.01]' --batch_sizes '[32]'",
     "python benchmarks/ablation.py --seeds": "sed 's/lr: 0.01/lr: 0.02/' quick.yaml > "
@@ -316,13 +317,14 @@ def test_the_pictures_are_drawn_from_what_is_on_record(tmp_path: Path) -> None:
 
 def test_the_picks_and_suggestions_are_as_shown() -> None:
     page = PAGES["learning_rate.md"]
-    assert with_table(page, picks_table(read_tests())) == page
-    for batch_size, tests in read_tests().items():
+    assert with_table(page, picks_table(read_tests(CURVES))) == page
+    for (recipe, batch_size), tests in read_tests(CURVES).items():
         ours = [test.lr for test in tests]
         theirs = [float(f"{lightning(test):.2g}") for test in tests]
-        row = f"| {batch_size} | {min(ours):.4f} to {max(ours):.4f} | "
-        row += f"{min(theirs):.7f} to {max(theirs):.6f} |"
-        assert row in PAGES["one_cycle.md"]
+        row = [f"| `{recipe}.yaml`", str(batch_size)]
+        row += [f"{min(ours):.4f} to {max(ours):.4f}"]
+        row += [f"{min(theirs):.7f} to {max(theirs):.6f} |"]
+        assert " | ".join(row) in PAGES["one_cycle.md"]
 
 
 def test_the_schedule_is_as_described() -> None:

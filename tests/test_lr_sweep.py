@@ -1,6 +1,5 @@
 """The sweep of fixed max LRs: what is trained, and what is said about auto."""
 
-import csv
 import math
 import signal
 import sys
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from benchmarks import lr_sweep as script
 from benchmarks import recipe
@@ -34,17 +32,9 @@ from benchmarks.tables import Run, read_runs, with_table
 from components import cli
 from components.run_folder import RunFolder
 from components.stop import StoppedError
-from train import train
+from record import held_out, write_recipe, write_runs
 
-SMALL: dict[str, Any] = {
-    "accelerator": "cpu",
-    "precision": "32-true",
-    "base_width": 4,
-    "max_epochs": 1,
-    "lr_steps": 40,
-}
 OUTPUT = Path("out/sweep.csv")
-PLACE = {"device": "CPU", "precision": "32-true"}
 # The reach of an interval in standard errors, from printed tables of the normal
 # distribution: for one fixed rate, and for two.
 ONE, TWO = 1.959964, 2.241403
@@ -54,13 +44,13 @@ ONE, TWO = 1.959964, 2.241403
 def quick(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The arguments of a sweep of six trainings; two fixed rates, two seeds."""
     monkeypatch.setattr(recipe, "commit_of_code", lambda: "same")
-    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
-    small: dict[str, Any] = {"configs": ["small.yaml"], "lrs": (0.01, 0.02)}
+    own = write_recipe("small", lr_steps=40)
+    small: dict[str, Any] = {"configs": [own], "lrs": (0.01, 0.02)}
     small |= {"batch_sizes": (32,), "seeds": 2, "output": str(OUTPUT)}
     return small | {"data_dir": str(image_folder)}
 
 
-def trained() -> list[tuple[str, str]]:
+def on_record() -> list[tuple[str, str]]:
     """Rate and seed of every row on record, in order."""
     return [(split_name(row["recipe"])[2], row["seed"]) for row in read_runs(OUTPUT)]
 
@@ -68,22 +58,14 @@ def trained() -> list[tuple[str, str]]:
 def test_a_sweep_is_trained_seed_by_seed_and_held_out(
     quick: dict[str, Any],
     image_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags: list[dict[str, Any]] = []
-    plain_train = recipe.quietly_train
-
-    def note(given: dict[str, Any]) -> dict[str, Any]:
-        flags.append(given)
-        return plain_train(given)
-
-    monkeypatch.setattr(recipe, "quietly_train", note)
     lr_sweep(**quick)
     rates = ("0.01", "0.02", AUTO)
-    assert trained() == [(lr, seed) for seed in "01" for lr in rates]
-    assert [given["lr"] for given in flags] == [0.01, 0.02, AUTO] * 2
-    for given in flags:
+    assert on_record() == [(lr, seed) for seed in "01" for lr in rates]
+    assert [given["lr"] for given in trained] == [0.01, 0.02, AUTO] * 2
+    for given in trained:
         assert (given["limit_test_batches"], given["val_size"]) == (0, AUTO)
         assert not Path(given["output_dir"]).exists()
     rows = read_runs(OUTPUT)
@@ -121,12 +103,12 @@ def test_a_stopped_sweep_goes_on_and_parts_add_up(
     with pytest.raises(SystemExit) as end:
         lr_sweep(**quick)
     assert end.value.code == 143
-    assert trained() == [("0.01", "0")]
+    assert on_record() == [("0.01", "0")]
     lr_sweep(**quick)
-    assert trained() == [("0.01", "0"), ("0.02", "0"), (AUTO, "0")]
+    assert on_record() == [("0.01", "0"), ("0.02", "0"), (AUTO, "0")]
     assert made == 4
     lr_sweep(**quick | {"batch_sizes": (16,), "lrs": (0.01,), "max_epochs": 2})
-    assert trained()[3:] == [("0.01", "0"), (AUTO, "0")]
+    assert on_record()[3:] == [("0.01", "0"), (AUTO, "0")]
     [old, new] = find_sweeps(read_runs(OUTPUT)).items()
     assert (old[0].batch_size, [*old[1]]) == (32, ["0.01", "0.02", AUTO])
     assert (new[0].batch_size, [*new[1]]) == (16, ["0.01", AUTO])
@@ -134,11 +116,7 @@ def test_a_stopped_sweep_goes_on_and_parts_add_up(
 
 
 def fake(name: str, accuracies: list[float], max_lr: float = 0.01) -> list[Run]:
-    same = PLACE | {"recipe": name, "max_lr": str(max_lr)}
-    return [
-        same | {"val/acc": str(accuracy), "seed": str(seed)}
-        for seed, accuracy in enumerate(accuracies)
-    ]
+    return held_out(name, accuracies, max_lr=str(max_lr))
 
 
 def sweep(**accuracies: list[float]) -> Sweep:
@@ -147,15 +125,14 @@ def sweep(**accuracies: list[float]) -> Sweep:
 
 
 def test_a_name_is_split_as_it_was_made() -> None:
-    flags = cli.parse(train, [])
+    flags = recipe.plain_flags()
     assert split_name("lr on cifar10, 3 epochs, lr 0.01, cutout 4, batch_size 64") == (
         "lr on cifar10, 3 epochs, cutout 4",
         64,
         "0.01",
     )
     name = recipe.recipe_name("seed", flags | {"max_epochs": 3})
-    defaults = flags["batch_size"], flags["lr"]
-    assert split_name(name) == ("seed on cifar10, 3 epochs", *defaults)
+    assert split_name(name) == ("seed on cifar10, 3 epochs", 512, AUTO)
     for batch_size, lr in ((16, 0.00125), (512, AUTO), (128, 1e-05)):
         made = recipe.recipe_name("a", flags | {"batch_size": batch_size, "lr": lr})
         assert split_name(made) == ("a on cifar10, 24 epochs", batch_size, str(lr))
@@ -288,10 +265,7 @@ def test_the_page_is_written_with_and_without_a_record(
     write_page()
     without = page.read_text("utf-8")
     assert "\nA sweep of fixed rates has not been measured yet.\n" in without
-    with runs.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*record()[0]])
-        writer.writeheader()
-        writer.writerows(record())
+    write_runs(runs, record())
     write_page()
     text = page.read_text("utf-8")
     assert text.count("not been measured") == 0

@@ -17,50 +17,21 @@ from benchmarks.recipe import commit_of_code, recipe, recipe_name
 from benchmarks.tables import (
     Run,
     by_kind,
-    comparison,
     percent,
     read_runs,
     results_table,
-    student,
     values,
-    welch,
 )
 from components import cli, environment
 from components.errors import InputError
 from components.run_folder import RunFolder
 from components.stop import StoppedError
 from lightning_module import LitCustomResNet
+from record import SMALL, runs_of, write_recipe
 from train import train
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
-SMALL: dict[str, Any] = {
-    "accelerator": "cpu",
-    "precision": "32-true",
-    "base_width": 4,
-    "batch_size": 32,
-    "max_epochs": 1,
-    "lr": 0.01,
-}
 OUTPUT = Path("out/runs.csv")
-
-
-def config(**flags: Any) -> str:
-    Path("small.yaml").write_text(yaml.safe_dump(SMALL | flags))
-    return "small.yaml"
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The flags of each training, in order."""
-    calls: list[dict[str, Any]] = []
-    plain_train = script.quietly_train
-
-    def note(flags: dict[str, Any]) -> dict[str, Any]:
-        calls.append(flags)
-        return plain_train(flags)
-
-    monkeypatch.setattr(script, "quietly_train", note)
-    return calls
 
 
 def test_every_run_is_measured_by_the_protocol(
@@ -69,7 +40,9 @@ def test_every_run_is_measured_by_the_protocol(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whatever the file says of seed, split, test, TTA and place."""
-    own = config(seed=9, val_size=50, tta="none", limit_test_batches=0, name="x")
+    own = write_recipe(
+        "small", seed=9, val_size=50, tta="none", limit_test_batches=0, name="x"
+    )
     recipe([own], 2, 3, data_dir=str(image_folder), output=str(OUTPUT))
     warm_up, *measured = trained
     assert (warm_up["limit_train_batches"], warm_up["limit_test_batches"]) == (3, 0)
@@ -104,15 +77,15 @@ def test_what_is_on_record_is_not_trained_again(
 ) -> None:
     files: dict[str, Any] = {"data_dir": str(image_folder), "output": str(OUTPUT)}
     monkeypatch.setattr(script, "commit_of_code", lambda: "old")
-    recipe([config()], 1, timed=False, **files)
-    recipe([config()], 1, **files)
+    recipe([write_recipe("small")], 1, timed=False, **files)
+    recipe([write_recipe("small")], 1, **files)
     assert len(trained) == 1  # nothing to time, so no warm-up
     assert "seed 0 on record already\n" in capsys.readouterr().out
-    recipe([config()], 2, **files)
+    recipe([write_recipe("small")], 2, **files)
     assert [flags.get("seed") for flags in trained[2:]] == [1]
     monkeypatch.setattr(script, "commit_of_code", lambda: "new")
-    recipe([config()], 1, **files)
-    recipe([config(label_smoothing=0.1)], 1, **files)
+    recipe([write_recipe("small")], 1, **files)
+    recipe([write_recipe("small", label_smoothing=0.1)], 1, **files)
     rows = read_runs(OUTPUT)
     found = [(row["seed"], row["commit"]) for row in rows]
     assert found == [("0", "old"), ("1", "old"), ("0", "new"), ("0", "new")]
@@ -128,7 +101,7 @@ def test_a_selection_leaves_the_test_set_alone(
 
     monkeypatch.setattr(LitCustomResNet, "test_step", refuse)
     monkeypatch.setattr(script, "RESULTS", tmp_path)
-    own = config(val_size=0, tta="flip")
+    own = write_recipe("small", val_size=0, tta="flip")
     recipe([own], 1, select=True, data_dir=str(image_folder))
     [row] = read_runs(tmp_path / "selection.csv")
     assert (row["test/acc"], row["test/loss"]) == ("", "")
@@ -153,7 +126,9 @@ def test_a_signal_keeps_the_runs_before(
     monkeypatch.setattr(RunFolder, "create", create)
     monkeypatch.setattr(sys, "argv", ["benchmarks/recipe.py"])
     with pytest.raises(SystemExit) as end:
-        recipe([config()], 3, data_dir=str(image_folder), output=str(OUTPUT))
+        recipe(
+            [write_recipe("small")], 3, data_dir=str(image_folder), output=str(OUTPUT)
+        )
     assert end.value.code == 143
     assert [row["seed"] for row in read_runs(OUTPUT)] == ["0"]
     said = "recipe.py: stopped by SIGTERM; the same command goes on with this run anew"
@@ -161,7 +136,7 @@ def test_a_signal_keeps_the_runs_before(
 
 
 def test_a_name_says_what_a_recipe_is() -> None:
-    flags = cli.parse(train, [])
+    flags = script.plain_flags()
     assert recipe_name("best", flags) == "best on cifar10, 24 epochs"
     others = {"data": "synthetic", "seed": 3, "ema_decay": 0.99, "flip": "alternate"}
     named = recipe_name("fast", flags | others | {"max_epochs": 9})
@@ -260,72 +235,18 @@ def test_the_seed_configuration_is_what_train_does_by_default() -> None:
     assert cli.parse(train, ["--config", str(seed)]) == cli.parse(train, [])
 
 
-def runs_of(recipe: str, accuracies: list[float], device: str = "CPU") -> list[Run]:
-    same = {"recipe": recipe, "device": device, "precision": "32-true"}
-    same |= {"test/acc_tta": "", "seconds": "", "fit_seconds": ""}
-    return [
-        same | {"seed": str(seed), "test/acc": str(accuracy)}
-        for seed, accuracy in enumerate(accuracies)
-    ]
-
-
 def test_the_newest_run_of_a_seed_counts_and_devices_are_not_mixed() -> None:
-    runs = runs_of("a", [0.1, 0.5]) + runs_of("a", [0.7]) + runs_of("a", [0.9], "GPU")
+    runs = (
+        runs_of("a", [0.1, 0.5])
+        + runs_of("a", [0.7])
+        + runs_of("a", [0.9], device="GPU")
+    )
     assert [line.split(" | ") for line in results_table(runs).splitlines()[2:]] == [
         ["| a", "90.00 %", "", "", "1", "", "", "GPU, 32-true |"],
         ["| a", percent([0.7, 0.5]), "", "", "2", "", "", "CPU, 32-true |"],
     ]
 
 
-def test_students_distribution_is_that_of_the_printed_tables() -> None:
-    for freedom, t in ((2, 4.302653), (5, 2.570582), (10, 2.228139), (98, 1.984467)):
-        assert student(t, freedom) == pytest.approx(0.05, abs=1e-6)
-    assert student(0, 7.5) == 1
-    assert student(9.924843, 2) == pytest.approx(0.01, abs=1e-6)
-
-
-def test_welch_is_that_of_scipy() -> None:
-    first = [0.9501, 0.9512, 0.9490, 0.9507, 0.9498]
-    second = [0.9520, 0.9533, 0.9509]
-    # scipy.stats.ttest_ind(first, second, equal_var=False) of SciPy 1.17.1
-    assert welch(first, second) == pytest.approx(0.08878484906, rel=1e-6)
-    assert welch(second, first) == welch(first, second)
-    assert welch([1, 1, 1], [1, 1, 1]) == 1
-    assert welch([1, 1, 1], [2, 2, 2]) == 0
-
-
-def test_two_recipes_are_compared_where_both_have_run() -> None:
-    runs = runs_of("plain", [0.90, 0.91, 0.92]) + runs_of("new, 9", [0.93, 0.94, 0.95])
-    runs += runs_of("new, 9", [0.99, 0.99, 0.99], "GPU")
-    head, line = comparison(runs, "plain", "new").splitlines()
-    assert head == "plain -> new, 9"
-    # t = 0.03 / sqrt(2 / 3 * 0.01 ** 2) = 3.674 with 4 degrees of freedom
-    assert line == (
-        "test accuracy: +3.00 %, p = 0.021, from 91.00 ± 1.00 % (90.00 to 92.00), "
-        "n = 3, to 94.00 ± 1.00 % (93.00 to 95.00), n = 3; CPU, 32-true"
-    )
-
-
-def test_too_few_runs_and_unclear_names_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = runs_of("a 1", [0.90, 0.91, 0.92]) + runs_of("a 2", [0.93, 0.94])
-    runs += runs_of("a 2", [0.95, 0.96, 0.97], "GPU")
-    with pytest.raises(InputError, match="at least 3 runs of both 'a 1' and 'a 2'"):
-        comparison(runs, "a 1", "a 2")
-    with pytest.raises(InputError, match="'a' is not the name of one recipe: a 1; a 2"):
-        comparison(runs, "a", "a 2")
-    with pytest.raises(InputError, match="'b' is not the name of one recipe: a 1; a 2"):
-        comparison(runs, "a 1", "b")
-    assert tables.paired(["--compare", "a 1", "a 2", "--runs", "x"])[1:3] == [
-        '["a 1", "a 2"]',
-        "--runs",
-    ]
-    with pytest.raises(SystemExit) as end:
-        tables.paired(["--compare", "a"])
-    assert end.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(InputError, match=r"--runs no\.csv: no such file"):
-        tables.tables(compare=("a 1", "a 2"), runs="no.csv")
+def test_a_run_that_is_not_there_is_not_added() -> None:
     with pytest.raises(InputError, match=r"--add \.: no metrics\.json in it"):
         tables.tables(add=".")
