@@ -49,8 +49,8 @@ class LitCustomResNet(pl.LightningModule):
         mean: Sequence[float],
         std: Sequence[float],
         lr: float,
-        weight_decay: float = 0.0,
-        label_smoothing: float = 0.0,
+        weight_decay: float = 0.3,
+        label_smoothing: float = 0.2,
         base_width: int = 64,
         tta: Tta = "none",
     ) -> None:

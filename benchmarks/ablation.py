@@ -127,12 +127,11 @@ def read_both(first: str, last: str, own: Flags, *, select: bool) -> list[Flags]
     Raises:
         InputError: A file is not there, or the steps would not be measured alike.
     """
-    own = {flag: value for flag, value in own.items() if value is not None}
     both = []
     for name, config in (("first", first), ("last", last)):
         if not Path(config).is_file():
             raise InputError(f"--{name} {config}: no such file; give a YAML file")
-        both.append(read_flags(config, None, select=select) | own)
+        both.append(read_flags(config, own, select=select))
     for flag in SHARED:
         if both[0][flag] != both[1][flag]:
             raise InputError(

@@ -50,7 +50,7 @@ def lr_stability(
     if seeds < 1:
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
     for config, batch_size in itertools.product(configs, batch_sizes):
-        flags = read_flags(config, data_dir, select=True)
+        flags = read_flags(config, {"data_dir": data_dir}, select=True)
         flags |= {"lr": "auto", "batch_size": batch_size}
         check_flags(flags | {"seed": 0})
         for seed in range(seeds):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.recipe import plain_flags, put_on_record, read_flags, recipe_name
-from benchmarks.tables import Run, by_kind, read_runs, values, with_table
+from benchmarks.tables import Run, by_kind, read_runs, spread, values, with_table
 from components import cli
 from components.errors import InputError
 from components.flags import check_flags
@@ -121,10 +121,9 @@ def plan(
     Raises:
         InputError: A value or file that the user can put right.
     """
-    own = {flag: value for flag, value in own.items() if value is not None}
     trainings = []
     for config in configs:
-        flags = read_flags(config, None, select=True) | own
+        flags = read_flags(config, own, select=True)
         for batch_size, lr in itertools.product(batch_sizes, (*lrs, AUTO)):
             point = flags | {"batch_size": batch_size, "lr": lr}
             check_flags(point)
@@ -257,14 +256,6 @@ def sweep_table(runs: Sequence[Run]) -> str:
         cells += [" ".join(picks), behind, verdict(gap)]
         lines.append(f"| {' | '.join([*cells, ', '.join(setting[2:])])} |")
     return "\n".join(lines)
-
-
-def spread(shares: Sequence[float]) -> str:
-    """Mean in percent, with the standard deviation where there are several."""
-    if not shares:
-        return ""
-    mean = f"{100 * statistics.mean(shares):.2f}"
-    return f"{mean} ± {100 * statistics.stdev(shares):.2f}" if shares[1:] else mean
 
 
 def section(runs: Path) -> str:

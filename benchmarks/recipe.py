@@ -101,7 +101,7 @@ def recipe(
     runs.parent.mkdir(parents=True, exist_ok=True)
     wanted, rows = range(first_seed, first_seed + seeds), []
     for config in configs:
-        flags = read_flags(config, data_dir, select=select)
+        flags = read_flags(config, {"data_dir": data_dir}, select=select)
         rows += put_on_record(Path(config).stem, flags, wanted, runs, timed=timed)
     print(results_table(rows))
 
@@ -136,13 +136,19 @@ def put_on_record(
     return on_record(runs, same, seeds)
 
 
-def read_flags(config: str, data_dir: str | None, *, select: bool) -> dict[str, Any]:
-    """All flags of train.py but the seed and the name, the protocol's applied."""
+def read_flags(config: str, own: dict[str, Any], *, select: bool) -> dict[str, Any]:
+    """All flags of train.py but the seed and the name, the protocol's applied.
+
+    Args:
+        config: YAML file of flags.
+        own: Flags that overrule those of the file where they are not None.
+        select: Hold out training images, and leave the test set alone.
+    """
     flags = cli.parse(train, ["--config", config], Path(sys.argv[0]).name)
     flags |= PROTOCOL | (SELECTING if select else MEASURING)
     kind = "selection" if select else "recipes"
     flags["output_dir"] = str(Path(flags["output_dir"]) / kind)
-    return flags if data_dir is None else flags | {"data_dir": data_dir}
+    return flags | {flag: value for flag, value in own.items() if value is not None}
 
 
 def recipe_name(stem: str, flags: dict[str, Any]) -> str:

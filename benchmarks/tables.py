@@ -127,13 +127,18 @@ def results_table(runs: Sequence[Run]) -> str:
 
 def percent(shares: Sequence[float]) -> str:
     """Mean in percent, with standard deviation and range where there are several."""
-    hundredths = [100 * share for share in shares]
-    if len(hundredths) < 2:
-        return f"{hundredths[0]:.2f} %" if hundredths else ""
-    mean, spread = statistics.mean(hundredths), statistics.stdev(hundredths)
-    return (
-        f"{mean:.2f} ± {spread:.2f} % ({min(hundredths):.2f} to {max(hundredths):.2f})"
-    )
+    if not shares:
+        return ""
+    ends = f" ({100 * min(shares):.2f} to {100 * max(shares):.2f})"
+    return f"{spread(shares)} %{ends if shares[1:] else ''}"
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Mean times 100, with the standard deviation where there are several."""
+    if not shares:
+        return ""
+    mean = f"{100 * statistics.mean(shares):.2f}"
+    return f"{mean} ± {100 * statistics.stdev(shares):.2f}" if shares[1:] else mean
 
 
 def median(seconds: Sequence[float]) -> str:

@@ -195,11 +195,13 @@ def table(rows: list[dict[str, str]]) -> str:
         f"| unknown images | network | n | {' | '.join(SCORES)} | warned of |",
         f"|{'---|' * (len(SCORES) + 4)}",
     ]
-    kind = operator.itemgetter("unknown", "n_classes", "base_width", "epochs")
-    for (unknown, classes, width, epochs), same in itertools.groupby(rows, kind):
+    network = ("n_classes", "base_width", "epochs", "label_smoothing")
+    for kind, same in itertools.groupby(rows, operator.itemgetter("unknown", *network)):
         group = list(same)
-        network = f"{classes} classes, width {width}, {epochs} epochs"
-        cells = [unknown, network, group[0]["n_unknown"]]
+        unknown, classes, width, epochs, smoothing = kind
+        settings = f"{classes} classes, width {width}, {epochs} epochs"
+        settings += f", smoothing {smoothing}"
+        cells = [unknown, settings, group[0]["n_unknown"]]
         cells += [f"{float(row['auroc']):.3f}" for row in group]
         cells.append(f"{100 * float(group[0]['warned_unknown']):.1f} %")
         lines.append(f"| {' | '.join(cells)} |")
@@ -235,6 +237,7 @@ def unknown_images(
         "n_classes": len(checkpoint["hyper_parameters"]["classes"]),
         "base_width": model.hparams["base_width"],
         "epochs": checkpoint["epoch"] + 1,
+        "label_smoothing": model.hparams["label_smoothing"],
         **environment.circumstances(cpu),
     }
     rows = [row | shared for row in compare(model, chosen)]

@@ -256,7 +256,7 @@ def test_every_block_of_a_page_runs(page: str, project: Path) -> None:
         assert (exit_code, bool(commands)) == (0, True), code
     if page == "recipes.md":
         record = Path("benchmarks/results/runs.csv").read_text()
-        assert '"smooth on cifar10, 1 epochs, ' in record
+        assert '"mild on cifar10, 1 epochs, ' in record
     if page == "own_images.md":
         assert Path("runs/mine/metrics.json").exists()
 

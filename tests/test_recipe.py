@@ -1,5 +1,6 @@
 """Recipes: measured by one protocol, put on record once, and compared honestly."""
 
+import inspect
 import json
 import re
 import signal
@@ -26,6 +27,7 @@ from components import cli, environment
 from components.errors import InputError
 from components.run_folder import RunFolder
 from components.stop import StoppedError
+from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from record import SMALL, runs_of, write_recipe
 from train import train
@@ -230,9 +232,21 @@ def numbers(runs: list[Run]) -> str:
     return f"{plain}{f', with flip TTA {flip}' if flip else ''}, n = {len(runs)}"
 
 
-def test_the_seed_configuration_is_what_train_does_by_default() -> None:
-    [seed] = [path for path in CONFIGS if path.stem == "seed"]
-    assert cli.parse(train, ["--config", str(seed)]) == cli.parse(train, [])
+def test_the_best_configuration_is_the_default_but_for_rate_and_average() -> None:
+    [best] = [path for path in CONFIGS if path.stem == "best"]
+    flags, defaults = cli.parse(train, ["--config", str(best)]), cli.parse(train, [])
+    changed = {flag for flag, value in flags.items() if value != defaults[flag]}
+    assert changed == {"lr", "ema_decay"}
+
+
+def test_what_stands_alone_has_the_same_defaults_as_train() -> None:
+    defaults = cli.parse(train, [])
+    for part in (CIFAR10DataModule, LitCustomResNet):
+        parameters = inspect.signature(part).parameters.values()
+        own = [each for each in parameters if each.default is not each.empty]
+        assert own
+        for parameter in own:
+            assert parameter.default == defaults[parameter.name]
 
 
 def test_the_newest_run_of_a_seed_counts_and_devices_are_not_mixed() -> None:
