@@ -5,9 +5,10 @@ from typing import Any
 
 import yaml
 
+from benchmarks.recipe import PLAIN
 from benchmarks.tables import Run, add_row
 
-SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = yaml.safe_load(PLAIN.read_text()) | {
     "accelerator": "cpu",
     "precision": "32-true",
     "base_width": 4,

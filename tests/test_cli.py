@@ -87,7 +87,7 @@ WRONG = {
     ),
     "small share": (
         [*SYNTHETIC, "--limit_test_batches", "0.1"],
-        "--limit_test_batches 0.1 of 2 batches is less than one; give at least 0.5",
+        "--limit_test_batches 0.1 of 4 batches is less than one; give at least 0.25",
     ),
     "no batches": (["--limit_train_batches", "0"], "--limit_train_batches must be"),
     "no config": (["--config", "nosuch.yaml"], "nosuch.yaml"),

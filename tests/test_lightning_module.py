@@ -142,7 +142,8 @@ def test_metrics_are_means_over_images_not_batches() -> None:
 
 
 def test_one_batch_is_learnt_by_heart() -> None:
-    module = make_module(base_width=8, lr=3e-3)
+    plain = {"label_smoothing": 0.0, "weight_decay": 0.0}
+    module = make_module(base_width=8, lr=3e-3, **plain)
     optimizer = module.make_optimizer()
     images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8)
     batch = images, torch.arange(32) % 3
