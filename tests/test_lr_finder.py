@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from components.errors import InputError
 from components.lr_finder import (
@@ -110,7 +111,9 @@ def test_record_is_complete_and_leaves_no_file(
 def test_first_losses_are_those_of_the_batches(data: CIFAR10DataModule) -> None:
     module = new_module(data)
     images, labels = next(iter(data.train_dataloader()))
-    expected = torch.nn.functional.cross_entropy(module(images), labels).item()
+    smoothing = module.hparams["label_smoothing"]
+    losses = F.cross_entropy(module(images), labels, label_smoothing=smoothing)
+    expected = losses.item()
     for finder in ("lightning", "torch-lr-finder"):
         test = range_test(new_module(data), data, finder, 40, HARDWARE)
         assert test.losses[0] == pytest.approx(expected, rel=1e-5)
