@@ -14,7 +14,7 @@ train on some of the classes, here without cat and truck:
         ln -s $PWD/data/cifar10/$part/* data/eight/$part
         rm data/eight/$part/cat data/eight/$part/truck
     done
-    python train.py --data_dir data/eight --max_epochs 3 --name eight
+    python train.py --config configs/seed.yaml --data_dir data/eight --max_epochs 3
 
 No threshold is chosen on test images: `threshold` is the score below which 5 % of the
 held-out validation images of the training fall, `known_refused` and `unknown_refused`

@@ -196,17 +196,26 @@ def test_readme_shows_the_measured_scores() -> None:
         assert line in readme
 
 
-def test_the_threshold_of_the_warning_is_the_measured_one() -> None:
+@pytest.mark.parametrize(("smoothing", "sign"), [("0.0", ";"), ("0.2", ":")])
+def test_the_threshold_of_the_warning_is_the_measured_one(
+    smoothing: str, sign: str
+) -> None:
     [thresholds] = {
         (row["threshold"], row["warned_validation"], row["warned_known"])
         for row in measured_scores()
         if (row["score"], row["epochs"]) == ("negative entropy", "24")
+        and row["label_smoothing"] == smoothing
     }
     threshold, warned, warned_of_test = map(float, thresholds)
     readme = " ".join(README.read_text(encoding="utf-8").split())
     assert (
-        f"({-threshold:.2f}); {100 * warned:.1f} % of them are marked, and "
-        f"{100 * warned_of_test:.1f} % of the test images (n = 2,000 each)" in readme
+        f"({-threshold:.2f}){sign} {100 * warned:.1f} % of them are marked, and "
+        f"{100 * warned_of_test:.1f} % of the test images" in readme
     )
-    assert -threshold == pytest.approx(unsure(10, 0), abs=0.05)
-    assert warned == pytest.approx(0.05, abs=0.01)
+    limit = unsure(10, float(smoothing))
+    if smoothing == "0.0":
+        assert -threshold == pytest.approx(limit, abs=0.05)
+        assert warned == pytest.approx(0.05, abs=0.01)
+    else:
+        assert -threshold > limit
+        assert warned > 0.1
