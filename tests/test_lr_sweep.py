@@ -28,7 +28,7 @@ from benchmarks.lr_sweep import (
     write_page,
 )
 from benchmarks.pictures import sweep_figure
-from benchmarks.tables import Run, read_runs, with_table
+from benchmarks.tables import README, Run, read_runs, with_table
 from components import cli
 from components.run_folder import RunFolder
 from components.stop import StoppedError
@@ -253,6 +253,20 @@ def test_the_picture_shows_every_run_and_what_auto_picked() -> None:
 def test_the_page_is_what_is_on_record() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert with_table(page, section(script.RUNS), "lr_sweep") == page
+
+
+def test_the_readme_says_of_the_sweep_what_is_on_record() -> None:
+    sweeps = find_sweeps(read_runs(script.RUNS))
+    said = "after 2 epochs at batch 128 and at 512 (n = 1 each), the pick led to more "
+    readme = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{said}held-out images right than any of them" in readme
+    assert [setting.batch_size for setting in sweeps] == [128, 512]
+    for setting, found in sweeps.items():
+        assert setting.recipe == "seed on cifar10, 2 epochs"
+        gap = find_gap(found, None)
+        assert (len(found[AUTO]), len(found)) == (1, 7)
+        assert gap is not None
+        assert gap.points < 0
 
 
 def test_the_page_is_written_with_and_without_a_record(
