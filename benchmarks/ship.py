@@ -1,12 +1,14 @@
 """Put the median run of a recipe into the project, as weights that anyone can use.
 
     python benchmarks/ship.py --run runs/recipes/best_seed2 --data_dir data/cifar10
+    python benchmarks/ship.py
 
 Of all runs of the recipe on record it must be the median by test accuracy (of an even
 number, the lower of the two in the middle), so that the weights are neither a lucky
 run's nor chosen on the test set. They are rounded to float16 and tested as they are
 then, in float32 on a CPU, with and without flip TTA; what they reach stands in their
-metadata, and with their SHA-256 in the README.
+metadata, and with their SHA-256 in the README. Without --run only the README is
+written anew: more runs are on record, and the weights are still of the median one.
 """
 
 import hashlib
@@ -32,32 +34,48 @@ from export import export, make_contiguous
 MEASURED = ("test/acc", "test/acc_tta", "test/loss", "precision", "versions")
 
 
-def ship(run: str, data_dir: str = "data", runs: str = str(RUNS)) -> None:
+def ship(run: str | None = None, data_dir: str = "data", runs: str = str(RUNS)) -> None:
     """Write the weights of the median run of a recipe, and what the README says of it.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run; null for the weights that are there.
         data_dir: Folder of the images that it was tested on.
         runs: CSV file of the runs on record.
 
     Raises:
         InputError: The run is not there, not on record, or not the median.
     """
+    on_record = read_runs(Path(runs))
+    if run is not None:
+        write_median(run, data_dir, on_record)
+    table, page = weights_table(WEIGHTS, on_record), README.read_text(encoding="utf-8")
+    README.write_text(with_table(page, table, "weights"), encoding="utf-8")
+    print(table)
+
+
+def write_median(run: str, data_dir: str, runs: list[Run]) -> None:
+    """Write the weights of a run, which must be the median one.
+
+    Args:
+        run: Its folder.
+        data_dir: Folder of the images.
+        runs: All on record.
+
+    Raises:
+        InputError: It is not there, not on record, or not the median.
+    """
     if not (Path(run) / "metrics.json").is_file():
         raise InputError(f"--run {one_line(run)}: no finished run; give another")
     metrics = json.loads((Path(run) / "metrics.json").read_text())
-    same = runs_like(metrics, read_runs(Path(runs)))
+    same = runs_like(metrics, runs)
     middle = median_run(same)
     if middle["seed"] != str(metrics["seed"]):
         raise InputError(
             f"--run {one_line(run)}: the median of the {len(same)} runs of "
             f"{middle['recipe']!r} is that with seed {middle['seed']}; give its folder"
         )
-    found = {"recipe": middle["recipe"], "seed": metrics["seed"], "runs": len(same)}
+    found = {"recipe": middle["recipe"], "seed": metrics["seed"]}
     write_tested(Path(run) / "checkpoints" / "last.ckpt", data_dir, found)
-    table, page = weights_table(WEIGHTS), README.read_text(encoding="utf-8")
-    README.write_text(with_table(page, table, "weights"), encoding="utf-8")
-    print(table)
 
 
 def write_tested(checkpoint: Path, data_dir: str, found: dict[str, Any]) -> None:
@@ -107,12 +125,26 @@ def median_run(runs: list[Run]) -> Run:
     return next(run for run in runs if float(run["test/acc"]) == middle)
 
 
-def weights_table(path: Path) -> str:
-    """What the weights in a file reach, and how to know the file."""
+def weights_table(path: Path, runs: list[Run]) -> str:
+    """What the weights in a file reach, and how to know the file.
+
+    Raises:
+        InputError: They are not those of the median run on record.
+    """
     content = path.read_bytes()
     measured = read_weights(path)["measured"]
-    runs = measured["runs"]
-    of = f"seed {measured['seed']}, the median of {runs}" if runs > 1 else "the only"
+    seed = str(measured["seed"])
+    counts = [
+        len(same)
+        for (recipe, *_), same in by_kind(runs).items()
+        if recipe == measured["recipe"] and median_run(same)["seed"] == seed
+    ]
+    if not counts:
+        raise InputError(
+            f"{path.name} holds seed {seed} of {measured['recipe']!r}, which is not "
+            "the median of the runs on record; give --run the folder of that one"
+        )
+    of = f"seed {seed}, the median of {max(counts)}" if max(counts) > 1 else "the only"
     cells = {
         "file": f"`weights/{path.name}`, {len(content) / 2**20:.1f} MiB",
         "run": f"{measured['recipe']}; {of} on record",
