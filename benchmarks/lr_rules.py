@@ -129,7 +129,7 @@ def picks_table(tests: Tests) -> str:
 
 def picks_figure(tests: Tests) -> Figure:
     """The picks of every rule: a point a range test."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     for number, ((recipe, batch_size), group) in enumerate(tests.items()):
         label = f"{recipe}.yaml, batch size {batch_size}"
@@ -144,7 +144,7 @@ def picks_figure(tests: Tests) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("max learning rate picked")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 

@@ -79,7 +79,7 @@ def range_tests_figure(tests: Tests) -> Figure:
         _draw_tests(axes, group)
         axes.set_title(f"{recipe}.yaml, batch size {batch_size}", fontsize="small")
         axes.set_ylabel("training loss, smoothed")
-    panels[0].legend(loc="lower left")
+    panels[0].legend(loc="upper center")
     panels[-1].set_xlabel("learning rate")
     return figure
 
