@@ -184,6 +184,8 @@ def mistakes_figure(mistakes: Sequence[Mistake]) -> Figure:
         axes.set_title(
             f"{said}\ntrue: {_short(mistake.true)}", fontsize="small", parse_math=False
         )
+    if not mistakes:
+        figure.text(0.5, 0.5, "no image is put into a wrong class", ha="center")
     return figure
 
 

@@ -120,6 +120,16 @@ def test_mistakes_show_image_and_overlay() -> None:
     assert np.array_equal(pixels, np.hstack([image, image]))  # nothing speaks for it
 
 
+def test_where_nothing_is_wrong_the_figure_says_so() -> None:
+    figure = mistakes_figure([])
+    assert [text.get_text() for text in figure.texts] == [
+        "no image is put into a wrong class"
+    ]
+    image = torch.zeros(32, 32, 3, dtype=torch.uint8)
+    mistake = Mistake(image, torch.zeros(32, 32), "cat", 0.9, "dog")
+    assert mistakes_figure([mistake]).texts == []
+
+
 def test_overlay_hides_the_image_where_it_is_hot() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
     mixed = overlay(image, np.array([[0, 1]], np.float32))

@@ -20,7 +20,7 @@ from components.synthetic import draw_shapes
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = PROJECT / "notebooks" / "cifar10.ipynb"
 # What is written otherwise in the cells so that they take seconds.
-QUICK = {"(64, 16, 2)": "(64, 4, 1)", '"lightning", 100,': '"lightning", 40,'}
+QUICK = {"(128, 16, 2)": "(64, 4, 1)", '"lightning", 100,': '"lightning", 40,'}
 FIGURES = 6  # batch, range test, curves, confusion, mistakes, drawing
 
 
