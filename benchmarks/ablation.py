@@ -12,7 +12,6 @@ goes on with it. The second writes the table into docs/accuracy.md and trains no
 
 import itertools
 import re
-import statistics
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.compare import FEWEST, welch
+from benchmarks.compare import FEWEST, gain, welch
 from benchmarks.recipe import (
     OTHERWISE,
     plain_flags,
@@ -209,11 +208,6 @@ def table(rows: Sequence[Row]) -> str:
         accuracies = [percent(row.accuracies), str(len(row.accuracies))]
         lines.append(f"| {' | '.join([row.step, changed, *accuracies, *gains])} |")
     return "\n".join(lines)
-
-
-def gain(before: Sequence[float], after: Sequence[float]) -> str:
-    """How far the second mean is above the first, in percentage points."""
-    return f"{100 * (statistics.mean(after) - statistics.mean(before)):+.2f}"
 
 
 def changed_flags(before: dict[str, str], after: dict[str, str]) -> str:

@@ -68,9 +68,8 @@ def comparison(runs: Sequence[Run], first: str, second: str) -> str:
             old, new = values(old_runs, column), values(new_runs, column)
             if min(len(old), len(new)) < FEWEST:
                 continue
-            gain = 100 * (statistics.mean(new) - statistics.mean(old))
             lines.append(
-                f"{name}: {gain:+.2f} points, p = {welch(old, new):.2g}, from "
+                f"{name}: {gain(old, new)} points, p = {welch(old, new):.2g}, from "
                 f"{percent(old)}, n = {len(old)}, to {percent(new)}, n = {len(new)}; "
                 f"{', '.join(place)}"
             )
@@ -81,6 +80,11 @@ def comparison(runs: Sequence[Run], first: str, second: str) -> str:
             "other seeds"
         )
     return "\n".join([f"{before} -> {after}", *lines])
+
+
+def gain(before: Sequence[float], after: Sequence[float]) -> str:
+    """How far the second mean is above the first, in percentage points."""
+    return f"{100 * (statistics.mean(after) - statistics.mean(before)):+.2f}"
 
 
 def find_recipe(runs: Sequence[Run], name: str) -> str:

@@ -19,15 +19,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.tuner.lr_finder import _LRFinder
 
-from benchmarks.lr_stability import Setting, read_tests
+from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.tables import with_table
 from components.lr_finder import BETA, RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
 CURVES = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
 PAGE = PROJECT / "docs" / "learning_rate.md"
-
-Tests = dict[Setting, list[RangeTest]]  # in the order of the seeds
 
 
 def lagging(losses: list[float], beta: float) -> NDArray[np.float64]:

@@ -25,7 +25,8 @@ from components.flags import check_flags
 from components.lr_finder import RangeTest, find_valley, middle
 from train import load_images, settle_lr
 
-Setting = tuple[str, int]  # recipe, batch size
+# By recipe and batch size, in the order of the seeds.
+Tests = dict[tuple[str, int], list[RangeTest]]
 
 
 def lr_stability(
@@ -84,9 +85,9 @@ def measure(flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_tests(file: Path) -> dict[Setting, list[RangeTest]]:
+def read_tests(file: Path) -> Tests:
     """The range tests on record, with the picks of the rule as it is now."""
-    tests: dict[Setting, list[RangeTest]] = {}
+    tests: Tests = {}
     for line in file.read_text().splitlines():
         record = json.loads(line)
         lrs, losses = record["lrs"], record["losses"]

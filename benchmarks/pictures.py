@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.lr_rules import CURVES, Tests, lightning, picks_figure
-from benchmarks.lr_stability import read_tests
+from benchmarks.lr_rules import CURVES, lightning, picks_figure
+from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
 from benchmarks.tables import read_runs, values
 from components.figures import lr_finder_figure
