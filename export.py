@@ -24,7 +24,7 @@ from components.checkpoint import AtomicCheckpointIO
 from components.class_folders import one_line
 from components.errors import InputError
 from components.files import replacing
-from components.inference import WEIGHTS, load_model, read_trained
+from components.inference import WEIGHTS, load_model, probabilities, read_trained
 from components.resume import IDENTITY, Checkpoint
 from components.weights import round_weights, save_weights
 from lightning_module import LitCustomResNet
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (B, 32, 32, 3) to probabilities (B, C)."""
         scores: Tensor = self.model(images.permute(0, 3, 1, 2))
-        return scores.softmax(dim=1)
+        return probabilities(scores, self.model.hparams["label_smoothing"])
 
 
 def export(
@@ -206,8 +206,8 @@ def read_onnx(path: Path) -> Classify:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def classify(images: Tensor) -> Tensor:
-        [probabilities] = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(probabilities)
+        [shares] = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(shares)
 
     return classify
 

@@ -22,11 +22,11 @@ from components.figures import explanation
 from components.inference import (
     BATCH_SIZE,
     Prediction,
+    ask,
     classify,
     grad_cam,
     is_known,
     load_model,
-    logits,
     read_images,
 )
 from lightning_module import LitCustomResNet
@@ -117,10 +117,9 @@ def predict_batch(
         for path, error in errors.items()
     }
     if readable:
-        scores = logits(model, images)
-        guesses = classify(scores, model.hparams["classes"], top)
-        smoothing = model.hparams["label_smoothing"]
-        are_known = is_known(scores, smoothing).tolist()
+        shares = ask(model, images)
+        guesses = classify(shares, model.hparams["classes"], top)
+        are_known = is_known(shares).tolist()
         for path, guess, known in zip(readable, guesses, are_known, strict=True):
             results[path] = {
                 "file": path,
@@ -129,7 +128,7 @@ def predict_batch(
                 "error": None,
             }
         if explain is not None:
-            heats = grad_cam(model, images, scores.argmax(dim=1))
+            heats = grad_cam(model, images, shares.argmax(dim=1))
             save_explanations(Path(explain), readable, images, heats)
     return [results[path] for path in paths]
 

@@ -3,7 +3,7 @@
     python benchmarks/unknown_images.py --ckpt_path FILE --data_dir data/cifar10 \
         --output FILE.csv
 
-compares scores of the logits on the test images of the classes that a network knows and
+compares scores on the test images of the classes that a network knows and
 on four kinds of images of which it knows none: drawn shapes, uniform noise, test images
 with shuffled pixels, and test images of classes that it has not been trained on, if
 there are such. It adds a row a score and kind to the output file. For the last kind,
@@ -39,7 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.tables import add_row
 from components import cli, environment, sources
 from components.errors import InputError
-from components.inference import is_known, load_model, logits
+from components.inference import (
+    entropy,
+    is_known,
+    load_model,
+    logits,
+    probabilities,
+)
 from components.resume import Checkpoint, read_checkpoint
 from components.sources import ImageSet, Source
 from components.synthetic import SHAPES, draw_shapes
@@ -48,12 +54,12 @@ from lightning_module import LitCustomResNet
 
 REFUSED = 0.05  # share of the known images that a threshold may refuse
 
-# float64 (N, C) -> (N,), higher for known images.
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "maximum softmax": lambda scores: scores.softmax(1).amax(1),
-    "maximum logit": lambda scores: scores.amax(1),
-    "energy": lambda scores: scores.logsumexp(1),
-    "negative entropy": lambda scores: -torch.special.entr(scores.softmax(1)).sum(1),
+# Logits and probabilities, float64 (N, C) each -> (N,), higher for known images.
+SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maximum softmax": lambda scores, _: scores.softmax(1).amax(1),
+    "maximum logit": lambda scores, _: scores.amax(1),
+    "energy": lambda scores, _: scores.logsumexp(1),
+    "negative entropy": lambda _, shares: -entropy(shares),
 }
 
 
@@ -154,20 +160,20 @@ def held_out(checkpoint: Checkpoint, images: Tensor, labels: Tensor) -> Tensor:
 def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
     """A row a score and kind of unknown images, with figures in shares."""
 
-    def ask(asked: Tensor) -> Tensor:
-        return logits(model, asked.permute(0, 3, 1, 2)).double()
+    def ask(asked: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits(model, asked.permute(0, 3, 1, 2)).double()
+        return scores, probabilities(scores, model.hparams["label_smoothing"])
 
-    def warned(scores: Tensor) -> float:
-        known = is_known(scores, model.hparams["label_smoothing"])
-        return float((~known).double().mean())
+    def warned(of: tuple[Tensor, Tensor]) -> float:
+        return float((~is_known(of[1])).double().mean())
 
     validation, known = ask(images.validation), ask(images.known)
     rows = []
     for kind, pixels in images.unknown.items():
         unknown = ask(pixels)
         for name, score in SCORES.items():
-            ours, theirs = score(known), score(unknown)
-            threshold = score(validation).quantile(REFUSED)
+            ours, theirs = score(*known), score(*unknown)
+            threshold = score(*validation).quantile(REFUSED)
             row = {
                 "score": name,
                 "unknown": kind,

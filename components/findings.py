@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from components.inference import confident_mistakes, grad_cam, logits
+from components.inference import ask, confident_mistakes, grad_cam
 from lightning_module import LitCustomResNet
 
 BINS = 15  # of the calibration, as in arXiv 1706.04599
@@ -73,15 +73,15 @@ def examine(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Findings:
         labels: int64 (N,), the true classes.
     """
     classes = list(model.hparams["classes"])
-    scores = logits(model, images.permute(0, 3, 1, 2))
-    probabilities, said = scores.softmax(dim=1).max(dim=1)
+    shares = ask(model, images.permute(0, 3, 1, 2))
+    surest, said = shares.max(dim=1)
     pairs = labels * len(classes) + said
     counts = pairs.bincount(minlength=len(classes) ** 2)
     return Findings(
         classes,
         counts.view(len(classes), len(classes)),
-        calibrate(probabilities, said == labels),
-        _mistakes(model, images, labels, scores),
+        calibrate(surest, said == labels),
+        _mistakes(model, images, labels, shares),
     )
 
 
@@ -105,13 +105,13 @@ def calibrate(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibrat
 
 
 def _mistakes(
-    model: LitCustomResNet, images: Tensor, labels: Tensor, scores: Tensor
+    model: LitCustomResNet, images: Tensor, labels: Tensor, shares: Tensor
 ) -> list[Mistake]:
-    chosen = confident_mistakes(scores, labels, MISTAKES)
+    chosen = confident_mistakes(shares, labels, MISTAKES)
     if not len(chosen):
         return []
     classes = model.hparams["classes"]
-    probabilities, said = scores[chosen].softmax(dim=1).max(dim=1)
+    probabilities, said = shares[chosen].max(dim=1)
     heats = grad_cam(model, images[chosen].permute(0, 3, 1, 2), said)
     return [
         Mistake(image, heat, classes[guess], probability, classes[label])

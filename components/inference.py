@@ -1,5 +1,6 @@
 """A trained network and what it says of images."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -19,6 +20,8 @@ from lightning_module import LitCustomResNet
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetensors"
 BATCH_SIZE = 500  # images at once
+UNSURE = math.log(2)  # entropy of a network that cannot choose between two classes
+FLOOR = 0.01  # share of what a network says of a class that is always left to it
 
 
 class Guess(TypedDict):
@@ -45,7 +48,7 @@ class Prediction(TypedDict):
 
 
 def load_model(path: Path | None = None) -> LitCustomResNet:
-    """The network of a checkpoint, on the CPU, ready for `logits` and `grad_cam`.
+    """The network of a checkpoint, on the CPU, ready for `ask` and `grad_cam`.
 
     Args:
         path: A checkpoint that train.py wrote, or weights that export.py wrote; None
@@ -133,60 +136,89 @@ def logits(model: LitCustomResNet, images: Tensor) -> Tensor:
         images: uint8 (N, 3, 32, 32).
 
     Returns:
-        float32 (N, C), on the CPU. Their softmax are the probabilities of the classes
-        in `model.hparams["classes"]`.
+        float32 (N, C), on the CPU.
     """
     with torch.inference_mode():
         batches = [model(batch.to(model.device)) for batch in images.split(BATCH_SIZE)]
     return torch.cat(batches).float().cpu()
 
 
-def classify(scores: Tensor, classes: Sequence[str], top: int) -> list[list[Guess]]:
+def probabilities(scores: Tensor, label_smoothing: float) -> Tensor:
+    """How probable each class is, whatever the label smoothing of the training.
+
+    A network that was trained with a smoothing of s has learnt to say (1 - s) p + s / C
+    where the probability is p. Here that is turned round. What it says less than s / C
+    of is not impossible, only unlikely, and keeps its rank.
+
+    Args:
+        scores: float (N, C), logits.
+        label_smoothing: That of the network's training.
+
+    Returns:
+        float (N, C), all above 0; each row's sum is 1.
+    """
+    said = scores.softmax(dim=1)
+    shares = torch.maximum(said - label_smoothing / said.shape[1], FLOOR * said)
+    return shares / shares.sum(dim=1, keepdim=True)
+
+
+def ask(model: LitCustomResNet, images: Tensor) -> Tensor:
+    """How probable each class is for each image.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        images: uint8 (N, 3, 32, 32).
+
+    Returns:
+        float32 (N, C), on the CPU, in the order of `model.hparams["classes"]`.
+    """
+    return probabilities(logits(model, images), model.hparams["label_smoothing"])
+
+
+def classify(shares: Tensor, classes: Sequence[str], top: int) -> list[list[Guess]]:
     """The most probable classes of each image.
 
     Args:
-        scores: float32 (N, C), as `logits` gives them.
+        shares: float32 (N, C), as `ask` gives them.
         classes: Name of each of the C classes.
         top: How many at most.
     """
-    shares, labels = scores.softmax(dim=1).topk(min(top, len(classes)))
+    highest, labels = shares.topk(min(top, len(classes)))
     return [
         [
             {"label": classes[label], "probability": round(share, 6)}
             for share, label in zip(*image, strict=True)
         ]
-        for image in zip(shares.tolist(), labels.tolist(), strict=True)
+        for image in zip(highest.tolist(), labels.tolist(), strict=True)
     ]
 
 
-def unsure(num_classes: int, label_smoothing: float) -> float:
-    """Entropy in nats of a network that cannot choose between two classes.
+def entropy(shares: Tensor) -> Tensor:
+    """How unsure a network is of each image, in nats.
 
-    One that was trained with label smoothing leaves that share to all classes even
-    where it is sure, so its entropy is higher; without, it is log 2.
+    Args:
+        shares: float (N, C), as `ask` gives them.
+
+    Returns:
+        float (N,).
     """
-    rest = label_smoothing / num_classes
-    half = (1 - label_smoothing) / 2 + rest
-    shares = torch.tensor([half] * 2 + [rest] * (num_classes - 2), dtype=torch.float64)
-    return float(torch.special.entr(shares).sum())
+    found: Tensor = torch.special.entr(shares).sum(dim=1)
+    return found
 
 
-def is_known(scores: Tensor, label_smoothing: float) -> Tensor:
+def is_known(shares: Tensor) -> Tensor:
     """Whether each image is probably of any of the classes.
 
     It is not if the network is less sure of it than if it had to choose between two
-    classes, as measured by the entropy; benchmarks/unknown_images.py says how often
-    that is so.
+    classes; benchmarks/unknown_images.py says how often that is so.
 
     Args:
-        scores: (N, C), as `logits` gives them.
-        label_smoothing: That of the network's training.
+        shares: float (N, C), as `ask` gives them.
 
     Returns:
         bool (N,).
     """
-    entropy: Tensor = torch.special.entr(scores.softmax(dim=1)).sum(dim=1)
-    return entropy < unsure(scores.shape[1], label_smoothing)
+    return entropy(shares) < UNSURE
 
 
 def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
@@ -208,18 +240,18 @@ def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
     return images.permute(0, 3, 1, 2), errors
 
 
-def confident_mistakes(scores: Tensor, labels: Tensor, count: int) -> Tensor:
+def confident_mistakes(shares: Tensor, labels: Tensor, count: int) -> Tensor:
     """Which images are put into a wrong class, the surest first.
 
     Args:
-        scores: float32 (N, C), as `logits` gives them.
+        shares: float32 (N, C), as `ask` gives them.
         labels: int64 (N,), the true classes.
         count: How many at most.
 
     Returns:
         int64 (M,), positions of the M <= `count` images.
     """
-    surest, said = scores.softmax(dim=1).max(dim=1)
+    surest, said = shares.max(dim=1)
     order = surest.argsort(descending=True, stable=True)
     return order[said[order] != labels[order]][:count]
 

@@ -12,11 +12,11 @@ from components.errors import InputError
 from components.figures import explanation
 from components.image_folder import FORMATS
 from components.inference import (
+    ask,
     classify,
     confident_mistakes,
     grad_cam,
     is_known,
-    logits,
     read_images,
 )
 from components.report import percent
@@ -71,12 +71,12 @@ def look(model: LitCustomResNet, image: Tensor) -> Look:
         model: As `load_model` gives it, on any device.
         image: uint8 (1, 3, 32, 32).
     """
-    scores = logits(model, image)
-    [guesses] = classify(scores, model.hparams["classes"], TOP)
-    [heat] = grad_cam(model, image, scores.argmax(dim=1))
+    shares = ask(model, image)
+    [guesses] = classify(shares, model.hparams["classes"], TOP)
+    [heat] = grad_cam(model, image, shares.argmax(dim=1))
     return Look(
         {guess["label"]: guess["probability"] for guess in guesses},
-        bool(is_known(scores, model.hparams["label_smoothing"])),
+        bool(is_known(shares)),
         explanation(image[0], heat),
     )
 
@@ -106,11 +106,11 @@ class Mistakes:
     def __init__(self, model: LitCustomResNet, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
         self.classes: list[str] = list(model.hparams["classes"])
-        self.scores = logits(model, images.permute(0, 3, 1, 2))
+        self.shares = ask(model, images.permute(0, 3, 1, 2))
 
     def choices(self) -> list[tuple[str, int]]:
         """Every class and each class, with its number of mistakes and its label."""
-        wrong = self.labels[self.scores.argmax(dim=1) != self.labels]
+        wrong = self.labels[self.shares.argmax(dim=1) != self.labels]
         counts = wrong.bincount(minlength=len(self.classes)).tolist()
         each = zip(self.classes, counts, range(len(counts)), strict=True)
         named = [("every class", len(wrong), EVERY_CLASS), *each]
@@ -124,7 +124,7 @@ class Mistakes:
         """
         of_class = (self.labels == true) | (true == EVERY_CLASS)
         [places] = of_class.nonzero(as_tuple=True)
-        chosen = confident_mistakes(self.scores[places], self.labels[places], SHOWN)
+        chosen = confident_mistakes(self.shares[places], self.labels[places], SHOWN)
         found: list[int] = places[chosen].tolist()
         return found
 
@@ -136,7 +136,7 @@ class Mistakes:
         ]
 
     def _caption(self, place: int) -> str:
-        share, said = self.scores[place].softmax(dim=0).max(dim=0)
+        share, said = self.shares[place].max(dim=0)
         true = self.classes[int(self.labels[place])]
         return f"{true} → {self.classes[int(said)]} ({percent(share.item(), 1)})"
 

@@ -24,7 +24,7 @@ import app
 import predict
 from components.errors import InputError
 from components.figures import explanation
-from components.inference import grad_cam, load_model, logits
+from components.inference import ask, grad_cam, load_model
 from components.report import open_run, read_run
 from train import train
 
@@ -149,7 +149,7 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     model = load_model(last(run))
     pixels = np.asarray(Image.open(pictures / "noise.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None]
-    [heat] = grad_cam(model, image, logits(model, image).argmax(dim=1))
+    [heat] = grad_cam(model, image, ask(model, image).argmax(dim=1))
     assert page.look(model, image).picture == explanation(image[0], heat)
 
 
@@ -157,7 +157,7 @@ def test_mistakes_are_the_surest_first_and_of_a_class(run: Path) -> None:
     model, images = open_run(read_run(run))
     mistakes = page.Mistakes(model, *images.test_set)
     places = mistakes.surest(page.EVERY_CLASS)
-    shares = mistakes.scores.softmax(dim=1).max(dim=1).values[places].tolist()
+    shares = mistakes.shares.max(dim=1).values[places].tolist()
     assert shares == sorted(shares, reverse=True)
     blue, green, red = (mistakes.surest(label) for label in range(3))
     assert sorted(blue + green + red) == sorted(places)
@@ -167,7 +167,7 @@ def test_mistakes_are_the_surest_first_and_of_a_class(run: Path) -> None:
         (f"blue ({len(blue)} wrong)", 0),
     ]
     picture, caption = mistakes.gallery(0)[0]
-    share = f"{100 * max(mistakes.scores[blue[0]].softmax(dim=0).tolist()):.1f}"
+    share = f"{100 * max(mistakes.shares[blue[0]].tolist()):.1f}"
     assert caption == f"blue → red ({share}\N{NO-BREAK SPACE}%)"
     assert np.array_equal(picture, images.test_set[0][blue[0]].numpy())
 

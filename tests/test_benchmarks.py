@@ -34,7 +34,7 @@ from benchmarks.unknown_images import (
 )
 from components import sources
 from components.errors import InputError
-from components.inference import unsure
+from components.inference import UNSURE
 from components.resume import read_checkpoint
 from datamodule import CIFAR10DataModule
 from record import write_recipe
@@ -137,9 +137,9 @@ def test_fewer_images_are_taken_evenly() -> None:
 def test_every_score_is_higher_for_a_sure_network() -> None:
     sure, unsure = torch.tensor([[9.0, 0, 0]]), torch.tensor([[1.0, 0.9, 0.8]])
     for name, score in SCORES.items():
-        assert score(sure) > score(unsure), name
-    [even] = SCORES["negative entropy"](torch.zeros(1, 8)).tolist()
-    assert even == pytest.approx(-2.0794, abs=1e-4)  # log 8
+        assert score(sure, sure.softmax(1)) > score(unsure, unsure.softmax(1)), name
+    even = SCORES["negative entropy"](torch.zeros(1, 8), torch.full((1, 8), 1 / 8))
+    assert even.item() == pytest.approx(-2.0794, abs=1e-4)  # log 8
 
 
 def test_unknown_images_runs_small(
@@ -212,10 +212,9 @@ def test_the_threshold_of_the_warning_is_the_measured_one(
         f"({-threshold:.2f}){sign} {100 * warned:.1f} % of them are marked, and "
         f"{100 * warned_of_test:.1f} % of the test images" in readme
     )
-    limit = unsure(10, float(smoothing))
     if smoothing == "0.0":
-        assert -threshold == pytest.approx(limit, abs=0.05)
+        assert -threshold == pytest.approx(UNSURE, abs=0.05)
         assert warned == pytest.approx(0.05, abs=0.01)
     else:
-        assert -threshold > limit
+        assert -threshold > UNSURE
         assert warned > 0.1

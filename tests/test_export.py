@@ -13,7 +13,7 @@ from torch import Tensor
 
 import export
 from components.errors import InputError
-from components.inference import load_model
+from components.inference import ask, load_model
 from lightning_module import LitCustomResNet
 from run_files import LAST, weights
 
@@ -35,8 +35,7 @@ def random_images(count: int) -> Tensor:
 
 
 def expected(model: LitCustomResNet, images: Tensor) -> Tensor:
-    scores: Tensor = model(images.permute(0, 3, 1, 2))
-    return scores.softmax(dim=1)
+    return ask(model, images.permute(0, 3, 1, 2))
 
 
 def run(format: export.Format, **flags: Any) -> None:

@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import (
 )
 
 from components.findings import BINS, MISTAKES, calibrate, examine
-from components.inference import grad_cam, logits
+from components.inference import ask, grad_cam, logits
 from lightning_module import LitCustomResNet
 
 CLASSES = ("ant", "bee", "cat")
@@ -54,7 +54,7 @@ def test_findings_are_what_the_network_says() -> None:
 
     assert len(found.mistakes) == MISTAKES
     sure = [mistake.probability for mistake in found.mistakes]
-    wrong = scores.softmax(dim=1).amax(dim=1)[said != labels]
+    wrong = ask(model, images.permute(0, 3, 1, 2)).amax(dim=1)[said != labels]
     assert sure == pytest.approx(wrong.sort(descending=True).values[:MISTAKES].tolist())
     for mistake in found.mistakes:
         [place] = (images == mistake.image).all(dim=(1, 2, 3)).nonzero().flatten()

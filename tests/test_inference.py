@@ -9,8 +9,16 @@ import torch
 
 from components.checkpoint import AtomicCheckpointIO
 from components.errors import InputError
-from components.inference import confident_mistakes, grad_cam, load_model, logits
+from components.inference import (
+    ask,
+    confident_mistakes,
+    grad_cam,
+    load_model,
+    logits,
+    probabilities,
+)
 from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
 from run_files import LAST, assert_same, weights
 
 Train = Callable[..., dict[str, Any]]
@@ -41,11 +49,40 @@ def test_weights_of_another_network_are_refused(quick_train: Train) -> None:
         load_model(LAST)
 
 
+def test_probabilities_do_not_show_label_smoothing() -> None:
+    smoothing, classes = 0.2, 5
+    true = torch.tensor([[0.7, 0.2, 0.05, 0.03, 0.02], 5 * [0.2]])
+    said = (1 - smoothing) * true + smoothing / classes
+    torch.testing.assert_close(probabilities(said.log(), smoothing), true)
+    torch.testing.assert_close(probabilities(true.log(), 0), true)
+
+
+def test_what_smoothing_does_not_explain_stays_possible_and_in_its_order() -> None:
+    said = torch.tensor([[0.03, 0.91, 0.02, 0.025, 0.015]])  # smoothing teaches 0.04
+    found = probabilities(said.log(), 0.2)
+    whole = 0.87 + 0.01 * (1 - 0.91)
+    expected = [0.0003, 0.87, 0.0002, 0.00025, 0.00015]
+    assert found[0].tolist() == pytest.approx([p / whole for p in expected])
+
+
+def test_a_network_is_asked_as_it_was_trained() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    model = LitCustomResNet(
+        ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3, 0.1, label_smoothing=0.3, base_width=4
+    ).eval()
+    said = logits(model, images).softmax(1)
+    shares = (said - 0.1) / 0.7
+    assert shares.min() > 0
+    torch.testing.assert_close(ask(model, images), shares)
+
+
 def test_confident_mistakes_come_surest_first() -> None:
-    scores = torch.tensor([[9.0, 0], [1, 0], [3, 0], [0, 2], [5, 0]])
+    wrong = torch.tensor([0.99, 0.6, 0.8, 0.1, 0.9])
+    shares = torch.stack([wrong, 1 - wrong], dim=1)
     labels = torch.tensor([0, 1, 1, 1, 1])
-    assert confident_mistakes(scores, labels, 9).tolist() == [4, 2, 1]
-    assert confident_mistakes(scores, labels, 2).tolist() == [4, 2]
+    assert confident_mistakes(shares, labels, 9).tolist() == [4, 2, 1]
+    assert confident_mistakes(shares, labels, 2).tolist() == [4, 2]
 
 
 def test_grad_cam_looks_where_the_class_is(quick_train: Train) -> None:

@@ -18,12 +18,12 @@ import predict
 from components import inference
 from components.image_folder import to_pixels
 from components.inference import (
+    ask,
     classify,
+    entropy,
     grad_cam,
     is_known,
     load_model,
-    logits,
-    unsure,
 )
 from train import train
 
@@ -96,7 +96,7 @@ def test_the_probabilities_are_those_of_the_network(
     assert [result["file"] for result in done.results] == paths
     images = np.stack([to_pixels(Image.open(path)) for path in paths])
     model = load_model(checkpoint)
-    shares = logits(model, torch.from_numpy(images).permute(0, 3, 1, 2)).softmax(1)
+    shares = ask(model, torch.from_numpy(images).permute(0, 3, 1, 2))
     for result, share in zip(done.results, shares.tolist(), strict=True):
         assert result.keys() == {"file", "predictions", "known", "error"}
         found = {one["label"]: one["probability"] for one in result["predictions"]}
@@ -232,10 +232,10 @@ def test_an_unsure_network_warns(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red().save("a.png")
-    monkeypatch.setattr(inference, "unsure", lambda *_: 9.0)
+    monkeypatch.setattr(inference, "UNSURE", 9.0)
     assert command("a.png", "--json").results[0]["known"] is True
     assert "probably none" not in command("a.png").out
-    monkeypatch.setattr(inference, "unsure", lambda *_: 0.0)
+    monkeypatch.setattr(inference, "UNSURE", 0.0)
     assert command("a.png", "--json").results[0]["known"] is False
     assert command("a.png").out.endswith("  probably none of the classes\n")
 
@@ -262,7 +262,7 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         original = np.asarray(Image.open(f"{folder}/same.png"))
         assert np.array_equal(small[:, :32], original)
         image = torch.tensor(original).permute(2, 0, 1)[None]
-        heat = grad_cam(model, image, logits(model, image).argmax(1))[0].numpy()
+        heat = grad_cam(model, image, ask(model, image).argmax(1))[0].numpy()
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
         assert changed[heat > 0.5].mean() > 30
@@ -343,25 +343,15 @@ def test_known_is_what_is_surer_than_between_two_classes() -> None:
     shares = torch.tensor(
         [[0.6, 0.4, 0, 0], [0.49, 0.49, 0.02, 0], [0.7, 0.1, 0.1, 0.1]]
     )
-    assert is_known((shares + 1e-12).log(), 0).tolist() == [True, False, False]
-    assert unsure(4, 0) == pytest.approx(math.log(2))
-
-
-def test_label_smoothing_is_no_doubt() -> None:
-    """What a network is taught for a sure image must not pass for an unknown one."""
-    sure = torch.tensor([[0.82] + 9 * [0.02]]).log()
-    torn = torch.tensor([[0.41, 0.43] + 8 * [0.02]]).log()
-    assert is_known(torch.cat([sure, torn]), 0.0).tolist() == [False, False]
-    assert is_known(torch.cat([sure, torn]), 0.2).tolist() == [True, True]
-    assert is_known(torn * 0.9, 0.2).tolist() == [False]
-    # 2 x 0.42 log(1 / 0.42) + 8 x 0.02 log(1 / 0.02)
-    assert unsure(10, 0.2) == pytest.approx(1.354624, abs=1e-6)
+    assert entropy(shares)[2].item() == pytest.approx(0.940448, abs=1e-6)
+    assert is_known(shares).tolist() == [True, False, False]
 
 
 def test_classify_names_the_surest_first() -> None:
-    scores = torch.tensor([[0.0, 2.0, 1.0]])
-    [guesses] = classify(scores, ["a", "b", "c"], top=2)
-    assert [guess["label"] for guess in guesses] == ["b", "c"]
-    shares = [guess["probability"] for guess in guesses]
-    assert shares == pytest.approx([0.665241, 0.244728], abs=1e-6)
-    assert len(classify(scores, ["a", "b", "c"], top=9)[0]) == 3
+    shares = torch.tensor([[0.1, 0.6, 0.3]])
+    [guesses] = classify(shares, ["a", "b", "c"], top=2)
+    assert guesses == [
+        {"label": "b", "probability": 0.6},
+        {"label": "c", "probability": 0.3},
+    ]
+    assert len(classify(shares, ["a", "b", "c"], top=9)[0]) == 3
