@@ -1,6 +1,6 @@
 """What each step from one recipe to another brings, measured with several seeds.
 
-    python benchmarks/ablation.py --data_dir data/cifar10 --max_epochs 8 --select
+    python benchmarks/ablation.py --data_dir data/cifar10 --max_epochs 6 --select
     python benchmarks/ablation.py --page
 
 The first trains the recipe of `--first`, then that of each step on the way to `--last`,

@@ -53,14 +53,14 @@ def lr_stability(
     for config, batch_size in itertools.product(configs, batch_sizes):
         flags = read_flags(config, {"data_dir": data_dir}, select=True)
         flags |= {"lr": "auto", "batch_size": batch_size}
-        check_flags(flags | {"seed": 0})
+        check_flags(flags)
         for seed in range(seeds):
             record = {"recipe": Path(config).stem, **measure(flags | {"seed": seed})}
             Path(output).parent.mkdir(parents=True, exist_ok=True)
             with Path(output).open("a") as file:
                 file.write(json.dumps(record) + "\n")
     for (recipe, batch_size), tests in read_tests(Path(output)).items():
-        print(f"| {recipe} | {batch_size} | {spread(tests)} |")
+        print(f"| {recipe} | {batch_size} | {picks(tests)} |")
 
 
 def measure(flags: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def read_tests(file: Path) -> Tests:
     return tests
 
 
-def spread(tests: list[RangeTest]) -> str:
+def picks(tests: list[RangeTest]) -> str:
     """The picks, and how many times the least the largest is; two cells of a table."""
     lrs = [test.lr for test in tests]
     return f"{' '.join(f'{lr:.2g}' for lr in lrs)} | {max(lrs) / min(lrs):.2f}"

@@ -90,7 +90,7 @@ def refused(scores: Tensor, threshold: Tensor) -> float:
     return float((scores < threshold).double().mean())
 
 
-def spread(images: Tensor, limit: int) -> Tensor:
+def thin_out(images: Tensor, limit: int) -> Tensor:
     """At most `limit` images, evenly spaced, so that each class keeps its share."""
     if len(images) <= limit:
         return images
@@ -117,7 +117,7 @@ def choose_images(
     )
     ours = labels[images.test_labels] >= 0
     known, others = images.test_images[ours], images.test_images[~ours]
-    known, others = spread(known, limit), spread(others, limit)
+    known, others = thin_out(known, limit), thin_out(others, limit)
     count = len(known)
     generator = torch.Generator().manual_seed(seed)
     pixels = known.view(count, -1, 3)
@@ -131,7 +131,7 @@ def choose_images(
         left_out = ", ".join(sorted(set(images.classes) - set(names)))
         unknown[f"held-out classes: {left_out}"] = others
     validation = held_out(checkpoint, images.train_images, labels[images.train_labels])
-    return Images(spread(validation, limit), known, unknown)
+    return Images(thin_out(validation, limit), known, unknown)
 
 
 def held_out(checkpoint: Checkpoint, images: Tensor, labels: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from benchmarks.unknown_images import (
     auroc,
     held_out,
     refused,
-    spread,
     table,
+    thin_out,
     unknown_images,
 )
 from components import sources
@@ -129,9 +129,9 @@ def test_auroc_is_exact_and_counts_ties_half() -> None:
 
 
 def test_fewer_images_are_taken_evenly() -> None:
-    assert spread(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
-    assert spread(torch.arange(3), 4).tolist() == [0, 1, 2]
-    assert len(spread(torch.arange(0), 4)) == 0
+    assert thin_out(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
+    assert thin_out(torch.arange(3), 4).tolist() == [0, 1, 2]
+    assert len(thin_out(torch.arange(0), 4)) == 0
 
 
 def test_every_score_is_higher_for_a_sure_network() -> None:
