@@ -12,6 +12,7 @@ goes on with it. The second writes the table into docs/accuracy.md and trains no
 
 import itertools
 import re
+import statistics
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.compare import FEWEST, gain, welch
+from benchmarks.compare import FEWEST, paired
 from benchmarks.recipe import (
     OTHERWISE,
     plain_flags,
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 
     step: str
     flags: dict[str, str]
-    accuracies: list[float]
+    accuracies: dict[str, float]  # by seed
 
 
 def ablation(
@@ -189,25 +190,36 @@ def section(runs: Sequence[Run]) -> str:
         column = "test/acc" if values(same, "test/acc") else "val/acc"
         words = ACCURACIES[column].replace("val ", "held-out ")
         kind = ", ".join([images, f"{epochs} epochs", words, *place])
-        rows = kinds.setdefault(kind, [])
-        rows.append(Row(step, flags, values(same, column)))
+        accuracies = {run["seed"]: float(run[column]) for run in same}
+        kinds.setdefault(kind, []).append(Row(step, flags, accuracies))
     return "\n\n".join(f"{kind}:\n\n{table(rows)}" for kind, rows in kinds.items())
 
 
 def table(rows: Sequence[Row]) -> str:
     """A row a step: what it changes, its accuracies, and what they gain."""
-    head = ["step", "changes", "accuracy", "n", "gain, points", "p", "gain in all"]
+    head = ["step", "changes", "accuracy", "n", "gain, points", "p", "gain in all", "p"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for above, row in zip([None, *rows], rows, strict=False):
-        gains = ["", "", ""]
+        gains = ["", "", "", ""]
         if above is not None:
-            pair = above.accuracies, row.accuracies
-            p = f"{welch(*pair):.2g}" if min(map(len, pair)) >= FEWEST else ""
-            gains = [gain(*pair), p, gain(rows[0].accuracies, row.accuracies)]
+            gains = [*gain_and_p(above, row), *gain_and_p(rows[0], row)]
         changed = changed_flags(above.flags if above else {}, row.flags)
-        accuracies = [percent(row.accuracies), str(len(row.accuracies))]
+        accuracies = [percent([*row.accuracies.values()]), str(len(row.accuracies))]
         lines.append(f"| {' | '.join([row.step, changed, *accuracies, *gains])} |")
     return "\n".join(lines)
+
+
+def gain_and_p(before: Row, after: Row) -> tuple[str, str]:
+    """What a row gains over another with the seeds of both, and how certain that is."""
+    seeds = sorted(before.accuracies.keys() & after.accuracies.keys(), key=int)
+    if not seeds:
+        return "", ""
+    gains = [100 * (after.accuracies[seed] - before.accuracies[seed]) for seed in seeds]
+    mean = f"{statistics.mean(gains):+.2f}"
+    if not gains[1:]:
+        return mean, ""
+    p = f"{paired(gains):.2g}" if len(gains) >= FEWEST else ""
+    return f"{mean} ± {statistics.stdev(gains):.2f}", p
 
 
 def changed_flags(before: dict[str, str], after: dict[str, str]) -> str:

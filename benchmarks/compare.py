@@ -124,6 +124,21 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     return student(distance / math.sqrt(sum(errors)), freedom)
 
 
+def paired(differences: Sequence[float]) -> float:
+    """How probable it is that chance alone makes a mean at least this far from 0.
+
+    Student's t-test of pairs, two-sided.
+
+    Args:
+        differences: Independent ones, a pair each, at least two.
+    """
+    mean, deviation = statistics.mean(differences), statistics.stdev(differences)
+    if not deviation:
+        return float(not mean)
+    count = len(differences)
+    return student(abs(mean) / deviation * math.sqrt(count), count - 1)
+
+
 def student(t: float, freedom: float, steps: int = 10_000) -> float:
     """Probability that Student's t is at least so far from 0, on either side.
 

@@ -1,6 +1,7 @@
 """The ablation: steps from two files, each measured, and a table from the record."""
 
 import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from benchmarks import recipe
 from benchmarks.ablation import (
     PROJECT,
     STEPS,
+    Row,
     ablation,
     changed_flags,
     find_steps,
+    gain_and_p,
     read_both,
     section,
 )
-from benchmarks.compare import student
+from benchmarks.compare import paired
 from benchmarks.tables import Run, read_runs, with_table
 from components import cli
 from record import held_out, runs_of, write_recipe, write_runs
@@ -68,34 +71,38 @@ def test_the_steps_lead_from_the_first_recipe_of_the_project_to_the_last() -> No
 
 
 def test_the_table_has_means_gains_and_p_for_each_step() -> None:
-    """The expectations are computed by hand.
+    """The expectations are computed by hand, from the seeds that both rows have.
 
-    Both p are of t = 0.01 / sqrt(2 / 3 * 0.01 ** 2) = 1.224745 with four degrees of
-    freedom: 1 - y (3 - y ** 2) / 2, where y = t / sqrt(t ** 2 + 4) = 0.522233.
+    Smoothing gains 1, 2 and 3 points, so t = 2 sqrt(3), and with two degrees of freedom
+    p = 1 - t / sqrt(2 + t ** 2) = 0.0742.
     """
     start = "on cifar10, 8 epochs"
     runs = [
         *held_out(f"seed {start}, flip none", [0.90, 0.91, 0.92]),
         *held_out(
-            f"smooth {start}, flip none, label_smoothing 0.1", [0.91, 0.92, 0.93]
+            f"smooth {start}, flip none, label_smoothing 0.1", [0.91, 0.93, 0.95]
         ),
         *held_out(f"flip {start}, label_smoothing 0.1", [0.90, 0.92]),
         *held_out(f"rate {start}, lr 0.02, label_smoothing 0.1", [0.95]),
     ]
-    y = 1.224745 / math.sqrt(1.224745**2 + 4)
-    assert 1 - y * (3 - y**2) / 2 == pytest.approx(0.28786, abs=1e-5)
     assert section(runs).splitlines() == [
         "cifar10, 8 epochs, held-out accuracy, CPU, 32-true:",
         "",
-        "| step | changes | accuracy | n | gain, points | p | gain in all |",
-        "|---|---|---|---|---|---|---|",
-        "| seed | `--flip none` | 91.00 ± 1.00 % (90.00 to 92.00) | 3 |  |  |  |",
-        "| smooth | `--label_smoothing 0.1` | 92.00 ± 1.00 % (91.00 to 93.00) | 3 "
-        "| +1.00 | 0.29 | +1.00 |",
-        "| flip | `--flip random` | 91.00 ± 1.41 % (90.00 to 92.00) | 2 | -1.00 |  "
-        "| +0.00 |",
-        "| rate | `--lr 0.02` | 95.00 % | 1 | +4.00 |  | +4.00 |",
+        "| step | changes | accuracy | n | gain, points | p | gain in all | p |",
+        "|---|---|---|---|---|---|---|---|",
+        "| seed | `--flip none` | 91.00 ± 1.00 % (90.00 to 92.00) | 3 |  |  |  |  |",
+        "| smooth | `--label_smoothing 0.1` | 93.00 ± 2.00 % (91.00 to 95.00) | 3 "
+        "| +2.00 ± 1.00 | 0.074 | +2.00 ± 1.00 | 0.074 |",
+        "| flip | `--flip random` | 91.00 ± 1.41 % (90.00 to 92.00) | 2 "
+        "| -1.00 ± 0.00 |  | +0.50 ± 0.71 |  |",
+        "| rate | `--lr 0.02` | 95.00 % | 1 | +5.00 |  | +5.00 |  |",
     ]
+
+
+def test_rows_without_a_seed_in_common_have_no_gain() -> None:
+    rows = [Row("a", {}, {"0": 0.9, "2": 0.7}), Row("b", {}, {"1": 0.8})]
+    assert gain_and_p(*rows) == ("", "")
+    assert gain_and_p(rows[0], Row("b", {}, {"2": 0.8, "3": 0.1})) == ("+10.00", "")
 
 
 def test_runs_that_do_not_compare_are_in_tables_of_their_own() -> None:
@@ -267,12 +274,13 @@ def test_the_page_has_what_is_on_record() -> None:
 def test_what_the_page_says_of_three_runs_is_right() -> None:
     page = " ".join(script.PAGE.read_text(encoding="utf-8").split())
     one = 100 * math.sqrt(0.9 * 0.1 / 5000)
-    difference = math.sqrt(2 / 3) * one
-    chance = student(0.5 / difference, freedom=4)
-    least = 2.776445 * difference  # 97.5 % of Student's t, four degrees of freedom
-    assert student(2.776445, freedom=4) == pytest.approx(0.05, abs=1e-6)
     assert f"that is {one:.2f} points" in page
-    assert f"the means of two rows of three by {difference:.2f}." in page
-    assert f"apart in {100 * chance:.0f} % of all cases" in page
-    assert f"p is not below 0.05 before {least:.2f} points" in page
-    assert (round(2 / chance), "one in nine looks" in page) == (9, True)
+    # 97.5 % of Student's t with two and with four degrees of freedom
+    three, five = 4.302653 / math.sqrt(3), 2.776445 / math.sqrt(5)
+    assert f"before their mean is {three:.1f} times" in page
+    assert f"with five it is {five:.1f} times" in page
+    for least, count in ((three, 3), (five, 5)):
+        around = [-1.0, *[0.0] * (count - 2), 1.0]
+        deviation = statistics.stdev(around)
+        gains = [least + number / deviation for number in around]
+        assert paired(gains) == pytest.approx(0.05, abs=1e-5)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compare import compare, comparison, student, welch
+from benchmarks.compare import compare, comparison, paired, student, welch
 from components.errors import InputError
 from record import runs_of, write_runs
 
@@ -24,6 +24,16 @@ def test_welch_is_that_of_scipy() -> None:
     assert welch(second, first) == welch(first, second)
     assert welch([1, 1, 1], [1, 1, 1]) == 1
     assert welch([1, 1, 1], [2, 2, 2]) == 0
+
+
+def test_paired_is_students_test_of_the_mean_difference() -> None:
+    # mean 2, deviation 1, so t = 2 sqrt(3); with two degrees of freedom
+    # p = 1 - t / sqrt(2 + t ** 2)
+    assert paired([1, 2, 3]) == pytest.approx(1 - (12 / 14) ** 0.5, rel=1e-6)
+    assert paired([-1, -2, -3]) == paired([1, 2, 3])
+    assert paired([-1, 0, 1]) == 1
+    assert paired([0, 0]) == 1
+    assert paired([2, 2]) == 0
 
 
 def test_two_recipes_are_compared_where_both_have_run() -> None:
