@@ -20,8 +20,8 @@ from benchmarks.tables import (
     ACCURACIES,
     RUNS,
     Run,
-    by_kind,
     percent,
+    ranked,
     results_table,
     runs_of_configs,
     values,
@@ -53,9 +53,8 @@ def page(runs: Sequence[Run], date: datetime.date) -> str:
         runs: All that it is about.
         date: Of today.
     """
-    kinds = by_kind(runs)
+    kinds = ranked(runs)
     newest = list(itertools.chain.from_iterable(kinds.values()))
-    names = list(dict.fromkeys(recipe for recipe, *_ in kinds))
     parts = [
         f"# Accuracy, {date.isoformat()}",
         "Of the weights of the last epoch. Rows without a val accuracy trained on all "
@@ -63,7 +62,7 @@ def page(runs: Sequence[Run], date: datetime.date) -> str:
         results_table(newest),
         "## Two recipes compared",
         f"Welch's t-test, two-sided, where both have {FEWEST} runs or more.",
-        *(differences(newest, names) or ["No two recipes have."]),
+        *(differences(newest) or ["No two recipes have."]),
         "## Every run",
         *(f"{' on '.join(kind[:2])}:\n\n{every_run(kinds[kind])}" for kind in kinds),
         "## Commands and versions",
@@ -74,15 +73,11 @@ def page(runs: Sequence[Run], date: datetime.date) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def differences(runs: Sequence[Run], recipes: Sequence[str]) -> list[str]:
+def differences(runs: Sequence[Run]) -> list[str]:
     """Each pair of recipes that can be compared, the less accurate first."""
     found = []
-
-    def accuracy(recipe: str) -> float:
-        shares = values([run for run in runs if run["recipe"] == recipe], "test/acc")
-        return sum(shares) / max(len(shares), 1)
-
-    for pair in itertools.combinations(sorted(recipes, key=accuracy), 2):
+    recipes = dict.fromkeys(recipe for recipe, *_ in reversed(ranked(runs)))
+    for pair in itertools.combinations(recipes, 2):
         with contextlib.suppress(InputError):  # too few runs
             found.append(comparison(runs, *pair).replace("\n", "\n- ", 1))
     return found

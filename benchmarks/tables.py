@@ -97,6 +97,17 @@ def by_kind(runs: Sequence[Run]) -> dict[Kind, list[Run]]:
     return {kind: list(seeds.values()) for kind, seeds in groups.items()}
 
 
+def ranked(runs: Sequence[Run]) -> dict[Kind, list[Run]]:
+    """The same, the most accurate kind first."""
+
+    def accuracy(same: list[Run]) -> float:
+        found = values(same, "test/acc") or values(same, "val/acc")
+        return statistics.mean(found or [0])
+
+    groups = by_kind(runs).items()
+    return dict(sorted(groups, key=lambda group: accuracy(group[1]), reverse=True))
+
+
 def values(runs: Sequence[Run], column: str) -> list[float]:
     """What is in a column, without the runs for which it was not measured."""
     return [float(run[column]) for run in runs if run.get(column)]
@@ -106,13 +117,7 @@ def results_table(runs: Sequence[Run]) -> str:
     """A row a recipe and device, the most accurate first: mean, spread and number."""
     head = ["recipe", *ACCURACIES.values(), "n", "seconds a run", "of them training"]
     lines = [f"| {' | '.join([*head, 'on'])} |", f"|{'---|' * (len(head) + 1)}"]
-
-    def accuracy(group: tuple[Kind, list[Run]]) -> float:
-        found = values(group[1], "test/acc") or values(group[1], "val/acc")
-        return statistics.mean(found or [0])
-
-    groups = sorted(by_kind(runs).items(), key=accuracy, reverse=True)
-    for (recipe, device, precision), same in groups:
+    for (recipe, device, precision), same in ranked(runs).items():
         cells = [
             recipe,
             *(percent(values(same, column)) for column in ACCURACIES),

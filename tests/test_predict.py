@@ -24,6 +24,7 @@ from components.inference import (
     grad_cam,
     is_known,
     load_model,
+    probabilities,
 )
 from train import train
 
@@ -345,6 +346,16 @@ def test_known_is_what_is_surer_than_between_two_classes() -> None:
     )
     assert entropy(shares)[2].item() == pytest.approx(0.940448, abs=1e-6)
     assert is_known(shares).tolist() == [True, False, False]
+
+
+def test_label_smoothing_is_no_doubt() -> None:
+    """What a network is taught for a sure image must not pass for an unknown one."""
+    sure = torch.tensor([[0.82] + 9 * [0.02]]).log()
+    leaning = torch.tensor([[0.31, 0.53] + 8 * [0.02]]).log()
+    both = torch.cat([sure, leaning])
+    assert is_known(probabilities(both, 0.0)).tolist() == [False, False]
+    assert is_known(probabilities(both, 0.2)).tolist() == [True, True]
+    assert is_known(probabilities(leaning * 0.8, 0.2)).tolist() == [False]
 
 
 def test_classify_names_the_surest_first() -> None:
