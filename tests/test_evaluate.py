@@ -46,8 +46,11 @@ def test_the_numbers_are_those_of_the_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """To the last bit, and whatever the checkpoint's own TTA was."""
-    flags = {"data": "synthetic", "tta": "flip", "batch_size": 100}
-    metrics = quick_train(**flags, max_epochs=1, limit_train_batches=20, report=False)
+    flags = {"data": "synthetic", "batch_size": 100, "report": False, "seed": 1}
+    # A network that never saw a mirror image is points, not tenths, worse with them,
+    # whatever the number of threads.
+    flags |= {"flip": "none", "lr": 0.03, "max_epochs": 1, "limit_train_batches": 40}
+    metrics = quick_train(**flags, tta="flip")
     assert metrics["test/acc"] != metrics["test/acc_tta"]
     capsys.readouterr()
     arguments = ["--ckpt_path", str(LAST), "--data", "synthetic", "--json"]
