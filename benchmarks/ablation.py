@@ -170,7 +170,7 @@ def check_record(runs: Path, recipes: Collection[str], *, select: bool) -> None:
     Raises:
         InputError: It does; its table would be neither's.
     """
-    for run in read_runs(runs) if runs.exists() else []:
+    for run in read_runs(runs):
         if run["recipe"] not in recipes or bool(run["val/acc"]) != select:
             raise InputError(
                 f"--output {runs} holds runs of another ablation, such as "

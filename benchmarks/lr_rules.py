@@ -14,13 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.tuner.lr_finder import _LRFinder
 
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.tables import with_table
+from components import cli
 from components.lr_finder import BETA, RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -153,4 +153,4 @@ def lr_rules() -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(lr_rules, as_positional=False)
+    cli.run("lr_rules.py", lr_rules)

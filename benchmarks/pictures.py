@@ -15,7 +15,6 @@ from unittest import mock
 
 import matplotlib
 import numpy as np
-from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,6 +24,7 @@ from benchmarks.lr_rules import CURVES, lightning, picks_figure
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
 from benchmarks.tables import read_runs, values
+from components import cli
 from components.figures import lr_finder_figure
 from components.lr_finder import RangeTest, smooth
 from lightning_module import LitCustomResNet
@@ -161,4 +161,4 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(pictures, as_positional=False)
+    cli.run("pictures.py", pictures)

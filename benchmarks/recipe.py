@@ -213,10 +213,9 @@ def commit_of_code() -> str:
 
 def on_record(runs: Path, same: Run, seeds: Sequence[int]) -> list[Run]:
     """The rows of some seeds that agree with `same` in all of its columns."""
-    rows = read_runs(runs) if runs.exists() else []
     return [
         row
-        for row in rows
+        for row in read_runs(runs)
         if row["seed"] in map(str, seeds)
         and all(row[column] == value for column, value in same.items())
     ]

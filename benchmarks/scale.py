@@ -8,7 +8,6 @@ in a new process (`scale_run.py`), and adds a row a training to the CSV file; bo
 the tables in `docs/scale.md` anew, from all such files in `benchmarks/results/`.
 """
 
-import csv
 import datetime
 import itertools
 import json
@@ -25,16 +24,14 @@ from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jsonargparse import auto_cli
-
-from benchmarks.tables import add_row, with_table
+from benchmarks.rows import Row, add_row, read_rows
+from benchmarks.tables import with_table
+from components import cli
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGE = PROJECT / "docs" / "scale.md"
 RUN = Path(__file__).with_name("scale_run.py")
-
-Row = dict[str, str]
 
 GROWING = {  # flag of scale_run.py: name in the table
     "epochs": "epochs",
@@ -97,12 +94,6 @@ def train_once(flags: dict[str, Any]) -> dict[str, Any]:
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     measured["command"] = shlex.join(["python", *sys.argv])
     return flags | {"seconds": seconds} | measured
-
-
-def read_rows(file: Path) -> list[Row]:
-    """All trainings on record in a CSV file."""
-    with file.open(newline="") as opened:
-        return list(csv.DictReader(opened))
 
 
 def exponent(values: Sequence[float], figures: Sequence[float]) -> float:
@@ -195,6 +186,7 @@ def scale(
         repeats: Trainings of each size, in rounds.
     """
     if output is not None:
+        read_rows(Path(output), *GROWING)  # a wrong file is refused before the work
         fixed = {"images_per_epoch": images_per_epoch, "base_width": base_width}
         fixed |= {"on_host": on_host}
         growing = {"images": images, "epochs": epochs}
@@ -210,4 +202,4 @@ def scale(
 
 
 if __name__ == "__main__":
-    auto_cli(scale, as_positional=False)
+    cli.run("scale.py", scale)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import custom_resnet
-from benchmarks.tables import add_row
+from benchmarks.rows import add_row, read_rows
 from benchmarks.throughput import summary
 from components import cli, environment
 from components.environment import Hardware
@@ -54,6 +54,7 @@ def small_maps(
         precision: Number format of maps and weights.
         repeats: Rounds, each of both ways.
     """
+    read_rows(Path(output), "convolution")  # a wrong file is refused before the work
     # Also those that the network leaves as they are.
     custom_resnet.SMALL_MAP = 1 + max(side for _, _, side in SHAPES)
     environment.keep_freed_memory()

@@ -7,21 +7,18 @@ The first adds a finished run to `benchmarks/results/runs.csv`, as recipe.py doe
 itself. Both write the table between the two markers in the README anew.
 """
 
-import csv
 import datetime
-import itertools
 import json
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.rows import Row, add_row, read_rows
 from components import cli
 from components.errors import InputError
-from components.files import replacing
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "runs.csv"
@@ -34,7 +31,10 @@ ACCURACIES = {
     "val/acc": "val accuracy",
 }
 
-Run = dict[str, str]
+# Columns that every run on record has, whatever else was measured.
+RUN = ("recipe", "seed", "device", "precision", "commit")
+
+Run = Row
 Kind = tuple[str, str, str]  # recipe, device, precision
 
 
@@ -60,19 +60,17 @@ def add_run(
         metrics |= {name: "" for name in TIMES if name in metrics}
     if commit is not None:
         metrics["commit"] = commit
-    row = {"date": datetime.date.today().isoformat(), "recipe": recipe, **metrics}
-    rows = [*read_runs(runs), row] if runs.exists() else [row]
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    with replacing(runs, "w") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    today = datetime.date.today().isoformat()
+    add_row(runs, {"date": today, "recipe": recipe, **metrics})
 
 
 def read_runs(runs: Path = RUNS) -> list[Run]:
-    """All runs on record, oldest first."""
-    with runs.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """All runs on record, oldest first; none where there is no file yet.
+
+    Raises:
+        InputError: The file is no record of runs.
+    """
+    return read_rows(runs, *RUN)
 
 
 def runs_of_configs() -> list[Run]:
@@ -152,17 +150,6 @@ def median(seconds: Sequence[float]) -> str:
         return ""
     middle = statistics.median(seconds)
     return f"{middle:.2f}" if middle < 60 else f"{middle:.0f}"
-
-
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row to a CSV file, which is made when it is not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not file.exists()
-    with file.open("a", newline="") as opened:
-        writer = csv.DictWriter(opened, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def with_table(page: str, table: str, name: str = "results") -> str:

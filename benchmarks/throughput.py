@@ -17,7 +17,6 @@ take turns; the first round warms up and is not counted. A ratio is that of two
 measurements of the same round: median, and range of all rounds.
 """
 
-import csv
 import datetime
 import multiprocessing
 import statistics
@@ -31,7 +30,8 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.paces import DTYPES, PACES, TRAIN_IMAGES, Setting, operations
-from benchmarks.tables import add_row, with_table
+from benchmarks.rows import add_row, read_rows
+from benchmarks.tables import with_table
 from components import cli, environment
 from components.environment import Hardware, Precision
 from components.errors import InputError
@@ -99,7 +99,7 @@ def pace_table() -> str:
     rows = [
         row
         for file in sorted(RESULTS.glob("*_throughput_*.csv"))
-        for row in csv.DictReader(file.read_text().splitlines())
+        for row in read_rows(file)
     ]
     ours = [f"trainer/{name}" for name in PACES if name != "trainer"]
     header = ["on", "batch size", "compiled", *PACES, *ours, "rounds"]
@@ -149,6 +149,8 @@ def throughput(
         raise InputError(
             f"--batch_size must be at most {TRAIN_IMAGES}, got {batch_size}"
         )
+    if output is not None:
+        read_rows(Path(output), "steps")  # a wrong file is refused before the work
     accelerator = "gpu" if device == "cuda" else "cpu"
     hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
     settled = str(hardware.arguments["precision"])

@@ -36,7 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tables import add_row
+from benchmarks.rows import add_row, read_rows
 from components import cli, environment, sources
 from components.errors import InputError
 from components.inference import (
@@ -232,6 +232,7 @@ def unknown_images(
         limit: How many images of each kind at most.
         seed: Seed of the noise and of the shapes.
     """
+    read_rows(Path(output), "unknown")  # a wrong file is refused before the work
     path = Path(ckpt_path)
     model, checkpoint = load_model(path), read_checkpoint(path, to_resume=False)
     sources.fetch(data, Path(data_dir))

@@ -22,8 +22,9 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         OSError: It cannot be written; nothing is left behind.
     """
     fresh = path.with_name(path.name + SUFFIX)
+    text: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
     try:
-        with fresh.open(mode, newline="" if "b" not in mode else None) as file:
+        with fresh.open(mode, **{} if "b" in mode else text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

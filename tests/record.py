@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from benchmarks.recipe import PLAIN
-from benchmarks.tables import Run, add_row
+from benchmarks.rows import add_row
+from benchmarks.tables import Run
 
 SMALL: dict[str, Any] = yaml.safe_load(PLAIN.read_text()) | {
     "accelerator": "cpu",
@@ -16,7 +17,10 @@ SMALL: dict[str, Any] = yaml.safe_load(PLAIN.read_text()) | {
     "max_epochs": 1,
     "lr": 0.01,
 }
-COLUMNS = ("test/acc", "test/acc_tta", "val/acc", "seconds", "fit_seconds", "max_lr")
+COLUMNS = (
+    *("test/acc", "test/acc_tta", "val/acc"),
+    *("seconds", "fit_seconds", "max_lr", "commit"),
+)
 
 
 def write_recipe(name: str, /, **flags: Any) -> str:

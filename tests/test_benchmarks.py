@@ -84,7 +84,7 @@ def test_the_most_accurate_comes_first_and_a_spoilt_time_is_left_out(
     tmp_path: Path,
 ) -> None:
     metrics: dict[str, Any] = {"val/acc": None, "seconds": 5.0, "fit_seconds": 2.5}
-    metrics |= {"seed": 0, "device": "CPU", "precision": "32-true"}
+    metrics |= {"seed": 0, "device": "CPU", "precision": "32-true", "commit": "a1b2"}
     for recipe, accuracy, timed in (("a", 0.5, True), ("b", 0.9, False)):
         content = json.dumps(metrics | {"test/acc": accuracy})
         (tmp_path / "metrics.json").write_text(content)

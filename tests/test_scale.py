@@ -11,17 +11,17 @@ import torch
 pytest.importorskip("resource", reason="peak memory as POSIX systems tell it")
 
 from benchmarks import scale
+from benchmarks.rows import add_row, read_rows
 from benchmarks.scale import (
     PAGE,
     RESULTS,
     exponent,
     page_tables,
-    read_rows,
     scale_table,
     sizes,
 )
 from benchmarks.scale_run import RandomImages, scale_run
-from benchmarks.tables import add_row, with_table
+from benchmarks.tables import with_table
 
 FILES = sorted(RESULTS.glob("*_scale_*.csv"))
 
