@@ -26,6 +26,7 @@ from benchmarks.rows import add_row, read_rows
 from benchmarks.throughput import summary
 from components import cli, environment
 from components.environment import Hardware
+from components.errors import InputError
 from custom_resnet import Conv2d
 
 SHAPES = ((512, 512, 3), (256, 512, 7))  # channels in, channels out, side
@@ -53,7 +54,12 @@ def small_maps(
         batch_size: Maps in a batch.
         precision: Number format of maps and weights.
         repeats: Rounds, each of both ways.
+
+    Raises:
+        InputError: A value is out of its range, or the file is something else.
     """
+    if min(batch_size, repeats) < 1:
+        raise InputError("--batch_size and --repeats must be at least 1")
     read_rows(Path(output), "convolution")  # a wrong file is refused before the work
     # Also those that the network leaves as they are.
     custom_resnet.SMALL_MAP = 1 + max(side for _, _, side in SHAPES)

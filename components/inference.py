@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from components.class_folders import one_line
 from components.errors import InputError
 from components.image_folder import read_image
-from components.resume import Checkpoint, read_checkpoint
-from components.weights import SUFFIX, read_weights
+from components.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
+from components.weights import read_weights
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 
@@ -86,7 +86,7 @@ def read_trained(path: Path) -> Checkpoint:
     Raises:
         InputError: It is damaged, or of something else.
     """
-    if path.suffix == SUFFIX:
+    if path.suffix == WEIGHTS_SUFFIX:
         return read_weights(path)
     return read_checkpoint(path, to_resume=False)
 

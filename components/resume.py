@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 Checkpoint = dict[str, Any]
 
+WEIGHTS_SUFFIX = ".safetensors"  # of files from which no run goes on
+
 # What must be the same when a run goes on, and why where it is not plain; other flags
 # may change.
 IDENTITY = {
@@ -49,6 +51,11 @@ def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
     if not path.is_file():
         raise InputError(
             f"--ckpt_path {path}: no such file; give a checkpoint or 'last'"
+        )
+    if path.suffix == WEIGHTS_SUFFIX:
+        raise InputError(
+            f"--ckpt_path {path}: weights alone, without what a checkpoint says of the "
+            "training; give a checkpoint that train.py has written"
         )
     try:
         content = io.BytesIO(unsealed(path.read_bytes()))

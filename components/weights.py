@@ -14,7 +14,6 @@ from components.errors import InputError
 from components.resume import Checkpoint
 from lightning_module import LitCustomResNet
 
-SUFFIX = ".safetensors"
 NOTES = ("config", "measured")  # beside the hyper-parameters; either may be missing
 
 

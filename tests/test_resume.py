@@ -15,6 +15,7 @@ from PIL import Image
 from components.callbacks import RunProgressBar
 from components.checkpoint import AtomicCheckpointIO
 from components.errors import InputError
+from components.inference import WEIGHTS
 from components.resume import read_checkpoint
 from run_files import BEST, LAST, STEP, Payload, assert_same, rows, weights
 
@@ -261,3 +262,10 @@ def test_resumed_run_ends_like_an_unbroken_one_on_a_gpu(
     quick_train(**flags, max_epochs=3, batch_size=16, ckpt_path="last")
     assert_same(weights(), weights(Path("runs/unbroken/checkpoints/last.ckpt")))
     assert rows() == rows("unbroken")
+
+
+def test_no_run_goes_on_from_weights_alone(quick_train: Train) -> None:
+    path = str(WEIGHTS)
+    with pytest.raises(InputError, match="weights alone, without what a checkpoint"):
+        quick_train(ckpt_path=path)
+    assert not Path("runs").exists()

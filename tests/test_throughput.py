@@ -78,6 +78,8 @@ def test_small_maps_are_timed_both_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("custom_resnet.SMALL_MAP", 0)  # and back at the end
+    with pytest.raises(InputError, match="must be at least 1"):
+        small_maps("maps.csv", batch_size=2, repeats=0)
     file = tmp_path / "maps.csv"
     small_maps(str(file), batch_size=2, repeats=2)
     with file.open() as opened:
