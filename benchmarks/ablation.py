@@ -50,9 +50,10 @@ STEPS = {
     "weight decay": ("weight_decay",),
     "flip": ("flip",),
     "border of the crop": ("padding_mode",),
-    "averaged weights": ("ema_decay",),
     "cutout": ("cutout",),
     "batch size and learning rate": ("batch_size", "lr", "lr_steps", "lr_finder"),
+    # Last, for how far an average reaches back, in epochs, hangs on the batch size.
+    "averaged weights": ("ema_decay",),
 }
 SHARED = ("accelerator", "precision", "data", "data_dir", "max_epochs")
 

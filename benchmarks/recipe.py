@@ -131,7 +131,8 @@ def put_on_record(
     if missing and timed:
         warm_up(flags | {"seed": missing[0]})
     for seed in missing:
-        folder = measure(flags, f"{stem}_seed{seed}", seed)
+        name = f"{stem}_seed{seed}".replace(" ", "_")
+        folder = measure(flags, name, seed)
         add_run(folder, same["recipe"], runs, timed=timed, commit=commit)
     return on_record(runs, same, seeds)
 

@@ -164,11 +164,11 @@ def test_an_ablation_that_was_stopped_goes_on(
     ablation(**arguments)
     assert trained == [
         ("plain_seed0", 0.0, 4),
-        ("label smoothing_seed0", 0.1, 4),
+        ("label_smoothing_seed0", 0.1, 4),
         ("crop_padding_seed0", 0.1, 2),
         ("plain_seed1", 0.0, 4),
-        ("label smoothing_seed1", 0.1, 4),  # stopped
-        ("label smoothing_seed1", 0.1, 4),
+        ("label_smoothing_seed1", 0.1, 4),  # stopped
+        ("label_smoothing_seed1", 0.1, 4),
         ("crop_padding_seed1", 0.1, 2),
     ]
     runs = read_runs(OUTPUT)
