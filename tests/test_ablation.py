@@ -271,6 +271,25 @@ def test_the_page_has_what_is_on_record() -> None:
         assert with_table(page, "This has not been measured yet.", "ablation") == page
 
 
+def test_what_the_page_says_of_averages_at_batch_512_is_right() -> None:
+    page = " ".join(script.PAGE.read_text(encoding="utf-8").split())
+    trials = read_runs(script.RUNS.with_name("selection.csv"))
+    lost = []
+    for seed in ("0", "1"):
+        before, after = (
+            float(run["val/acc"])
+            for runs, step in (
+                (read_runs(script.RUNS), "border of the crop"),
+                (trials, "averaged weights"),
+            )
+            for run in runs
+            if run["recipe"].startswith(f"{step} on") and run["seed"] == seed
+        )
+        lost.append(f"{100 * (before - after):.1f}")
+    assert f"they lost {' and '.join(lost)} points with seeds 0 and 1" in page
+    assert f"an epoch has {45_000 // 512} of them" in page
+
+
 def test_what_the_page_says_of_three_runs_is_right() -> None:
     page = " ".join(script.PAGE.read_text(encoding="utf-8").split())
     one = 100 * math.sqrt(0.9 * 0.1 / 5000)
