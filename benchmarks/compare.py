@@ -19,7 +19,7 @@ from benchmarks.tables import (
     Run,
     by_kind,
     percent,
-    read_runs,
+    read_given,
     values,
 )
 from components import cli
@@ -40,9 +40,7 @@ def compare(recipes: list[str], runs: str = str(RUNS)) -> None:
     """
     if len(recipes) != 2:
         raise InputError(f"give the names of two recipes, got {len(recipes)}")
-    if not Path(runs).is_file():
-        raise InputError(f"--runs {runs}: no such file; give that of recipe.py")
-    print(comparison(read_runs(Path(runs)), *recipes))
+    print(comparison(read_given(runs), *recipes))
 
 
 def comparison(runs: Sequence[Run], first: str, second: str) -> str:

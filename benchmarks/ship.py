@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tables import README, RUNS, Run, by_kind, read_runs, with_table
+from benchmarks.tables import README, RUNS, Run, by_kind, read_given, with_table
 from components import cli
 from components.class_folders import one_line
 from components.errors import InputError
@@ -45,7 +45,7 @@ def ship(run: str | None = None, data_dir: str = "data", runs: str = str(RUNS)) 
     Raises:
         InputError: The run is not there, not on record, or not the median.
     """
-    on_record = read_runs(Path(runs))
+    on_record = read_given(runs)
     if run is not None:
         write_median(run, data_dir, on_record)
     table, page = weights_table(WEIGHTS, on_record), README.read_text(encoding="utf-8")

@@ -73,6 +73,17 @@ def read_runs(runs: Path = RUNS) -> list[Run]:
     return read_rows(runs, *RUN)
 
 
+def read_given(runs: str) -> list[Run]:
+    """The same, of the file that `--runs` names, which must be there.
+
+    Raises:
+        InputError: It is not, or is no record of runs.
+    """
+    if not Path(runs).is_file():
+        raise InputError(f"--runs {runs}: no such file; give that of recipe.py")
+    return read_runs(Path(runs))
+
+
 def runs_of_configs() -> list[Run]:
     """The runs of those recipes that the head of a file in configs/ quotes.
 

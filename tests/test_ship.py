@@ -85,6 +85,8 @@ def test_the_median_run_is_shipped_with_what_it_reaches(
     add_runs(0.61, 0.62)
     with pytest.raises(InputError, match="holds seed 2 of 'mine', which is not the me"):
         ship(runs="runs.csv")
+    with pytest.raises(InputError, match=r"--runs no\.csv: no such file; give that of"):
+        ship(runs="no.csv")
     assert Path("README.md").read_text() == page
 
 
