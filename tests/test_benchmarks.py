@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
+from benchmarks.compare import comparison
 from benchmarks.lr_rules import CURVES
 from benchmarks.lr_stability import lr_stability, read_tests
 from benchmarks.tables import (
@@ -48,6 +50,19 @@ def test_readme_shows_the_runs_on_record() -> None:
     shown = runs_of_configs()
     assert 0 < len(shown) < len(read_runs())
     assert with_table(readme, results_table(shown)) == readme
+
+
+def test_pages_show_the_gain_on_record() -> None:
+    accuracy = README.parent / "docs" / "accuracy.md"
+    pages = [
+        " ".join(p.read_text(encoding="utf-8").split()) for p in (README, accuracy)
+    ]
+    _, plain, flip = comparison(runs_of_configs(), "seed on", "best on").splitlines()
+    for line, shown in ((plain, pages), (flip, pages[:1])):
+        gain, p = re.findall(r": \+([0-9.]+) points, p = ([^,]+),", line)[0]
+        assert float(p) < 0.01
+        for page in shown:
+            assert re.search(rf" {gain} points [^.]*\(p = {re.escape(p)}\W", page)
 
 
 def test_readme_shows_the_measured_stability() -> None:
