@@ -79,7 +79,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     recipes = dict.fromkeys(recipe for recipe, *_ in reversed(ranked(runs)))
     for pair in itertools.combinations(recipes, 2):
         with contextlib.suppress(InputError):  # too few runs
-            found.append(comparison(runs, *pair).replace("\n", "\n- ", 1))
+            found.append(comparison(runs, *pair).replace("\n", "\n- "))
     return found
 
 
