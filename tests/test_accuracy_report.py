@@ -45,6 +45,18 @@ def test_the_report_has_every_run_and_what_can_be_compared() -> None:
     assert text.count("- torch 2\n") == 1
 
 
+def test_each_accuracy_of_a_comparison_is_an_item_of_a_list() -> None:
+    shares = {"plain": [0.90, 0.91, 0.92], "new": [0.93, 0.94, 0.95]}
+    runs = [run for name in shares for run in dated(name, shares[name])]
+    text = page([run | {"test/acc_tta": run["test/acc"]} for run in runs], TODAY)
+    [compared] = [part for part in text.split("\n\n") if " -> " in part]
+    assert [line[:16] for line in compared.splitlines()] == [
+        "plain -> new",
+        "- test accuracy:",
+        "- with flip TTA:",
+    ]
+
+
 def test_too_few_runs_are_not_compared() -> None:
     text = page(dated("a", [0.9, 0.91, 0.92]) + dated("b", [0.9, 0.91]), TODAY)
     assert "\nNo two recipes have.\n" in text
