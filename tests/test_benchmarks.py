@@ -1,4 +1,4 @@
-"""The measurements: they run, and what the README says of them is on record."""
+"""The measurements: they run, and what the pages say of them is on record."""
 
 import csv
 import json
@@ -43,6 +43,7 @@ from record import write_recipe
 from run_files import LAST
 
 RESULTS = README.parent / "benchmarks" / "results"
+UNKNOWN_IMAGES = README.parent / "docs" / "unknown_images.md"
 
 
 def test_readme_shows_the_runs_on_record() -> None:
@@ -64,16 +65,16 @@ def test_pages_show_the_gain_on_record() -> None:
             assert f"(p = {p}" in text
 
 
-def test_readme_shows_the_measured_stability() -> None:
+def test_readme_says_how_far_the_picks_move() -> None:
     readme = README.read_text(encoding="utf-8")
-    for (recipe, batch_size), tests in read_tests(CURVES).items():
+    ratios = set()
+    for tests in read_tests(CURVES).values():
         lrs = [test.lr for test in tests]
         assert len(lrs) == 5
-        listed = " ".join(f"{lr:.2g}" for lr in lrs)
-        cells = f"`{recipe}.yaml` | {batch_size} | {listed}"
-        assert f"| {cells} | {max(lrs) / min(lrs):.2f} |" in readme
-        assert max(lrs) / min(lrs) < 4
         assert 5e-4 < min(lrs) < max(lrs) < 1e-2
+        ratios.add(round(max(lrs) / min(lrs)))
+    assert ratios == {2, 3}
+    assert "pick rates within a factor of two to three" in readme
 
 
 def test_runs_of_a_recipe_are_put_together(
@@ -204,10 +205,8 @@ def measured_scores() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_readme_shows_the_measured_scores() -> None:
-    readme = README.read_text(encoding="utf-8")
-    for line in table(measured_scores()).splitlines():
-        assert line in readme
+def test_the_measured_scores_are_as_shown() -> None:
+    assert table(measured_scores()) in UNKNOWN_IMAGES.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("smoothing", "sign"), [("0.0", ";"), ("0.2", ":")])
@@ -221,10 +220,10 @@ def test_the_threshold_of_the_warning_is_the_measured_one(
         and row["label_smoothing"] == smoothing
     }
     threshold, warned, warned_of_test = map(float, thresholds)
-    readme = " ".join(README.read_text(encoding="utf-8").split())
+    page = " ".join(UNKNOWN_IMAGES.read_text(encoding="utf-8").split())
     assert (
         f"({-threshold:.2f}){sign} {100 * warned:.1f} % of them are marked, and "
-        f"{100 * warned_of_test:.1f} % of the test images" in readme
+        f"{100 * warned_of_test:.1f} % of the test images" in page
     )
     if smoothing == "0.0":
         assert -threshold == pytest.approx(UNSURE, abs=0.05)

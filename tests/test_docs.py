@@ -60,14 +60,12 @@ batch_size: 32
 max_epochs: 1
 lr: 0.01"""
 # Pages on which a command needs what one before it has left; others get a dry run.
-KEEP_RUNS = ("README.md", "recipes.md", "own_images.md")
+KEEP_RUNS = ("README.md", "recipes.md", "own_images.md", "unknown_images.md")
 # What is written otherwise in Python, to the same end, and for names in capitals.
 SUBSTITUTIONS = {
     "batch_size=128, max_epochs=2)": "batch_size=128, max_epochs=2, base_width=4, "
     "limit_train_batches=3, accelerator='cpu', precision='32-true', lr=0.01)",
     "runs/NAME": "runs/long",
-    "--ckpt_path FILE --data_dir": "--ckpt_path runs/long/checkpoints/last.ckpt "
-    "--data_dir",
     "recipe.py configs/seed.yaml": "recipe.py quick.yaml",
     "lr_stability.py configs/seed.yaml configs/best.yaml": "lr_stability.py quick.yaml",
     "lr_sweep.py configs/seed.yaml configs/best.yaml": "lr_sweep.py quick.yaml "
