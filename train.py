@@ -101,7 +101,7 @@ def train(
         lr_finder: Package that runs the range test.
         weight_decay: Decoupled weight decay, per step and unit of learning rate.
         label_smoothing: Share of each target that is spread over all classes.
-        ema_decay: Average the weights, keeping this share of the average each step.
+        ema_decay: Average the weights, keeping up to this share of it at each step.
         base_width: Channels of the first convolution; 64 gives 6,573,120 parameters.
         seed: Seed of weights, split, order and augmentation.
         data: Images: CIFAR-10 (or a folder of images), or drawn shapes.

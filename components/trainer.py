@@ -1,10 +1,12 @@
 """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from components.callbacks import (
     FiniteLoss,
@@ -92,7 +94,8 @@ def _build_callbacks(
     stop, finite_loss = StopSignal(), FiniteLoss(history, run.newest_checkpoints)
     callbacks: list[Callback] = [RunProgressBar(), stop, finite_loss, clock]
     if config["ema_decay"]:
-        callbacks.append(EMAWeightAveraging(decay=config["ema_decay"]))
+        average = exponential_average(config["ema_decay"])
+        callbacks.append(WeightAveraging(avg_fn=average))
     steps, step_ckpt = config["ckpt_every_n_steps"], run.checkpoints / "step.ckpt"
     if logger is None:
         return [*callbacks, history, StepCheckpoint(None, 0, stop, finite_loss)]
@@ -101,3 +104,17 @@ def _build_callbacks(
     has_val = config["val_size"] and config["limit_val_batches"]
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
     return [*callbacks, StepCheckpoint(step_ckpt, steps, stop, finite_loss)]
+
+
+def exponential_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The next average of weights from the last one, the new weights and the step.
+
+    It keeps less than `decay` at first, as TensorFlow's ExponentialMovingAverage does,
+    so that it never reaches back to the weights that a short training began with.
+    """
+
+    def average(averaged: Tensor, weights: Tensor, step: Tensor) -> Tensor:
+        kept = ((1 + step) / (10 + step)).clamp(max=decay)
+        return kept * averaged + (1 - kept) * weights
+
+    return average

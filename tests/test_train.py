@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pytorch_lightning import Trainer
+from pytorch_lightning import Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from components import cli
 from components.errors import DivergedError, InputError
+from components.trainer import exponential_average
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
@@ -257,6 +258,23 @@ def test_averaged_weights_are_validated_tested_and_saved(
     images = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
     [tested] = trainer.test(module, images, verbose=False)
     assert tested["test/loss"] == averaged["test/loss"] != plain["test/loss"]
+
+
+def test_the_average_reaches_back_further_as_the_training_goes_on() -> None:
+    average = exponential_average(0.9)
+    old, new = torch.tensor(0.0), torch.tensor(1.0)
+    shares = [average(old, new, torch.tensor(step)).item() for step in (1, 10, 80, 999)]
+    assert shares == pytest.approx([9 / 11, 9 / 20, 0.1, 0.1])
+
+
+def test_a_short_training_ends_with_an_average_of_its_end(quick_train: Train) -> None:
+    quick_train(ema_decay=0.999)
+    saved = torch.load(LAST, weights_only=True)
+    seed_everything(0, verbose=False)
+    start = LitCustomResNet(**saved["hyper_parameters"]).net.fc.weight
+    averaged = saved["state_dict"]["net.fc.weight"]
+    trained = saved["current_model_state"]["net.fc.weight"]
+    assert 0 < 2 * torch.dist(averaged, trained) < torch.dist(averaged, start)
 
 
 @pytest.mark.parametrize(
