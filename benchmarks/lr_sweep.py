@@ -26,7 +26,15 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.recipe import plain_flags, put_on_record, read_flags, recipe_name
-from benchmarks.tables import Run, by_kind, read_runs, spread, values, with_table
+from benchmarks.tables import (
+    Run,
+    by_kind,
+    read_runs,
+    short_name,
+    spread,
+    values,
+    with_table,
+)
 from components import cli
 from components.errors import InputError
 from components.flags import check_flags
@@ -240,12 +248,13 @@ def sweep_table(runs: Sequence[Run]) -> str:
     head = ["recipe", "batch size", "n", *lrs, "auto", "its picks"]
     head += ["auto behind the best, points", "verdict", "on"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    recipes = {setting.recipe for setting in sweeps}
     for setting, sweep in sweeps.items():
         images = DEFAULT_VAL_SIZE if " on cifar10, " in setting.recipe else None
         gap = find_gap(sweep, images)
         behind = f"{gap.points:z.2f} ({gap.low:z.2f} to {gap.high:z.2f})" if gap else ""
         cells = [
-            setting.recipe,
+            short_name(setting.recipe, recipes),
             str(setting.batch_size),
             str(len(next(iter(sweep.values())))),
         ]

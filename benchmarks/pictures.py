@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.lr_rules import CURVES, lightning, picks_figure
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
-from benchmarks.tables import read_runs, values
+from benchmarks.tables import read_runs, short_name, values
 from components import cli
 from components.figures import lr_finder_figure
 from components.lr_finder import RangeTest, smooth
@@ -109,7 +109,8 @@ def sweep_figure(sweeps: dict[Setting, Sweep]) -> Figure:
         for number, (batch_size, sweep) in enumerate(lines.items()):
             _draw_sweep(axes, sweep, f"C{number}", f"batch size {batch_size}")
         recipe, *place = names
-        axes.set_title(f"{recipe}\n{', '.join(place)}", fontsize="small")
+        title = short_name(recipe, (others for others, *_ in panels))
+        axes.set_title(f"{title}\n{', '.join(place)}", fontsize="small")
         axes.set(xscale="log", ylabel="held-out accuracy (%)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

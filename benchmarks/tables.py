@@ -11,7 +11,7 @@ import datetime
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -126,9 +126,10 @@ def results_table(runs: Sequence[Run]) -> str:
     """A row a recipe and device, the most accurate first: mean, spread and number."""
     head = ["recipe", *ACCURACIES.values(), "n", "seconds a run", "of them training"]
     lines = [f"| {' | '.join([*head, 'on'])} |", f"|{'---|' * (len(head) + 1)}"]
+    recipes = {run["recipe"] for run in runs}
     for (recipe, device, precision), same in ranked(runs).items():
         cells = [
-            recipe,
+            short_name(recipe, recipes),
             *(percent(values(same, column)) for column in ACCURACIES),
             str(len(same)),
             median(values(same, "seconds")),
@@ -137,6 +138,16 @@ def results_table(runs: Sequence[Run]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def short_name(recipe: str, recipes: Iterable[str]) -> str:
+    """A recipe's name without its flags, if no other one is called the same then.
+
+    "best on cifar10, 24 epochs, lr 0.0035" is "best on cifar10, 24 epochs".
+    """
+    short = {name: ", ".join(name.split(", ")[:2]) for name in {recipe, *recipes}}
+    alike = list(short.values()).count(short[recipe])
+    return short[recipe] if alike == 1 else recipe
 
 
 def percent(shares: Sequence[float]) -> str:
