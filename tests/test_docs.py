@@ -68,7 +68,7 @@ SUBSTITUTIONS = {
     "runs/NAME": "runs/long",
     "recipe.py configs/seed.yaml": "recipe.py quick.yaml",
     "lr_stability.py configs/seed.yaml configs/best.yaml": "lr_stability.py quick.yaml",
-    "lr_sweep.py configs/seed.yaml configs/best.yaml": "lr_sweep.py quick.yaml "
+    "lr_sweep.py configs/seed.yaml default.yaml": "lr_sweep.py quick.yaml "
     "--lrs '[0.01]' --batch_sizes '[32]'",
     "python benchmarks/ablation.py --seeds": "sed 's/lr: 0.01/lr: 0.02/' quick.yaml > "
     "other.yaml\npython benchmarks/ablation.py --seeds",
