@@ -257,16 +257,22 @@ def test_the_page_is_what_is_on_record() -> None:
 
 def test_the_readme_says_of_the_sweep_what_is_on_record() -> None:
     sweeps = find_sweeps(read_runs(script.RUNS))
-    said = "after 2 epochs at batch 128 and at 512 (n = 1 each), the pick led to more "
-    readme = " ".join(README.read_text(encoding="utf-8").split())
-    assert f"{said}held-out images right than any of them" in readme
-    assert [setting.batch_size for setting in sweeps] == [128, 512]
-    for setting, found in sweeps.items():
-        assert setting.recipe == "seed on cifar10, 2 epochs"
-        gap = find_gap(found, None)
-        assert (len(found[AUTO]), len(found)) == (1, 7)
+    shown = [(setting.recipe.split(", ")[:2], setting.batch_size) for setting in sweeps]
+    assert shown == [
+        (["default on cifar10", "2 epochs"], 128),
+        (["seed on cifar10", "2 epochs"], 128),
+        (["seed on cifar10", "2 epochs"], 512),
+    ]
+    for sweep in sweeps.values():
+        gap = find_gap(sweep, None)
+        assert (len(sweep[AUTO]), len(sweep)) == (1, 7)
         assert gap is not None
         assert gap.points < 0
+    said = (
+        "after 2 epochs of `seed.yaml` at batch 128 and at 512 and of the defaults at "
+        "128 (n = 1 each), the pick led to more held-out images right than any of them"
+    )
+    assert said in " ".join(README.read_text(encoding="utf-8").split())
 
 
 def test_the_page_is_written_with_and_without_a_record(
@@ -288,27 +294,6 @@ def test_the_page_is_written_with_and_without_a_record(
     runs.unlink()
     write_page()
     assert page.read_text("utf-8") == without
-
-
-def test_the_readme_says_what_the_sweep_on_record_shows() -> None:
-    sweeps = find_sweeps(read_runs(script.RUNS))
-    for setting, sweep in sweeps.items():
-        gap = find_gap(sweep, 5000)
-        assert gap is not None, setting
-        assert gap.points < 0, setting
-        assert [len(runs) for runs in sweep.values()] == [1] * 7, setting
-    shown = {(setting.recipe.split(", ")[0], setting.batch_size) for setting in sweeps}
-    assert shown == {
-        ("seed on cifar10", 128),
-        ("seed on cifar10", 512),
-        ("default on cifar10", 128),
-    }
-    said = (
-        "six fixed rates a factor of two apart, after 2 epochs of `seed.yaml` at batch "
-        "128 and at 512 and of the defaults at 128 (n = 1 each), the pick led to more "
-        "held-out images right than any of them"
-    )
-    assert said in " ".join(README.read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize(
