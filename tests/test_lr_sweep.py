@@ -260,17 +260,22 @@ def test_the_readme_says_of_the_sweep_what_is_on_record() -> None:
     shown = [(setting.recipe.split(", ")[:2], setting.batch_size) for setting in sweeps]
     assert shown == [
         (["default on cifar10", "2 epochs"], 128),
+        (["default on cifar10", "2 epochs"], 512),
         (["seed on cifar10", "2 epochs"], 128),
         (["seed on cifar10", "2 epochs"], 512),
     ]
+    behind = []
     for sweep in sweeps.values():
         gap = find_gap(sweep, None)
         assert (len(sweep[AUTO]), len(sweep)) == (1, 7)
         assert gap is not None
-        assert gap.points < 0
+        behind.append(gap.points)
+    at_128, at_512, *with_seed = behind
+    assert max(at_128, *with_seed) < 0
     said = (
-        "after 2 epochs of `seed.yaml` at batch 128 and at 512 and of the defaults at "
-        "128 (n = 1 each), the pick led to more held-out images right than any of them"
+        "after 2 epochs (n = 1 each), the pick led to more held-out images right than "
+        "any of them with `seed.yaml` at batch 128 and at 512 and with the defaults at "
+        f"128; with the defaults at 512 it was {at_512:.2f} points behind the best"
     )
     assert said in " ".join(README.read_text(encoding="utf-8").split())
 
