@@ -30,7 +30,7 @@ from benchmarks.tables import (
     Run,
     by_kind,
     read_runs,
-    short_name,
+    short_names,
     spread,
     values,
     with_table,
@@ -248,13 +248,13 @@ def sweep_table(runs: Sequence[Run]) -> str:
     head = ["recipe", "batch size", "n", *lrs, "auto", "its picks"]
     head += ["auto behind the best, points", "verdict", "on"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    recipes = {setting.recipe for setting in sweeps}
+    names = short_names(setting.recipe for setting in sweeps)
     for setting, sweep in sweeps.items():
         images = DEFAULT_VAL_SIZE if " on cifar10, " in setting.recipe else None
         gap = find_gap(sweep, images)
         behind = f"{gap.points:z.2f} ({gap.low:z.2f} to {gap.high:z.2f})" if gap else ""
         cells = [
-            short_name(setting.recipe, recipes),
+            names[setting.recipe],
             str(setting.batch_size),
             str(len(next(iter(sweep.values())))),
         ]

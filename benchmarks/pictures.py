@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.lr_rules import CURVES, lightning, picks_figure
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
-from benchmarks.tables import read_runs, short_name, values
+from benchmarks.tables import read_runs, short_names, values
 from components import cli
 from components.figures import lr_finder_figure
 from components.lr_finder import RangeTest, smooth
@@ -105,12 +105,12 @@ def sweep_figure(sweeps: dict[Setting, Sweep]) -> Figure:
         panels.setdefault((recipe, *place), {})[batch_size] = sweep
     figure = Figure(figsize=(7, 3.6 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
-    for axes, (names, lines) in zip(grid.flat, panels.items(), strict=True):
+    names = short_names(recipe for recipe, *_ in panels)
+    for axes, (panel, lines) in zip(grid.flat, panels.items(), strict=True):
         for number, (batch_size, sweep) in enumerate(lines.items()):
             _draw_sweep(axes, sweep, f"C{number}", f"batch size {batch_size}")
-        recipe, *place = names
-        title = short_name(recipe, (others for others, *_ in panels))
-        axes.set_title(f"{title}\n{', '.join(place)}", fontsize="small")
+        recipe, *place = panel
+        axes.set_title(f"{names[recipe]}\n{', '.join(place)}", fontsize="small")
         axes.set(xscale="log", ylabel="held-out accuracy (%)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -11,6 +11,7 @@ import datetime
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -126,10 +127,10 @@ def results_table(runs: Sequence[Run]) -> str:
     """A row a recipe and device, the most accurate first: mean, spread and number."""
     head = ["recipe", *ACCURACIES.values(), "n", "seconds a run", "of them training"]
     lines = [f"| {' | '.join([*head, 'on'])} |", f"|{'---|' * (len(head) + 1)}"]
-    recipes = {run["recipe"] for run in runs}
+    names = short_names(run["recipe"] for run in runs)
     for (recipe, device, precision), same in ranked(runs).items():
         cells = [
-            short_name(recipe, recipes),
+            names[recipe],
             *(percent(values(same, column)) for column in ACCURACIES),
             str(len(same)),
             median(values(same, "seconds")),
@@ -140,14 +141,14 @@ def results_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def short_name(recipe: str, recipes: Iterable[str]) -> str:
-    """A recipe's name without its flags, if no other one is called the same then.
+def short_names(recipes: Iterable[str]) -> dict[str, str]:
+    """Each recipe's name without its flags, if no other one is called the same then.
 
     "best on cifar10, 24 epochs, lr 0.0035" is "best on cifar10, 24 epochs".
     """
-    short = {name: ", ".join(name.split(", ")[:2]) for name in {recipe, *recipes}}
-    alike = list(short.values()).count(short[recipe])
-    return short[recipe] if alike == 1 else recipe
+    short = {recipe: ", ".join(recipe.split(", ")[:2]) for recipe in recipes}
+    count = Counter(short.values())
+    return {recipe: s if count[s] == 1 else recipe for recipe, s in short.items()}
 
 
 def percent(shares: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ from benchmarks.tables import (
     read_runs,
     results_table,
     runs_of_configs,
-    short_name,
+    short_names,
     with_table,
 )
 from benchmarks.unknown_images import (
@@ -114,7 +114,7 @@ def test_the_most_accurate_comes_first_and_a_spoilt_time_is_left_out(
 def test_names_are_short_where_that_leaves_them_apart() -> None:
     names = ["a, 3 epochs, lr 0.1", "a, 3 epochs, lr 0.2", "b, 3 epochs, lr 0.1", "c"]
     shown = [*names[:2], "b, 3 epochs", "c"]
-    assert [short_name(name, 2 * names) for name in names] == shown
+    assert short_names(2 * names) == dict(zip(names, shown, strict=True))
 
 
 def test_percent_of_one_several_and_none() -> None:
