@@ -1,6 +1,6 @@
 """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -95,7 +95,7 @@ def _build_callbacks(
     callbacks: list[Callback] = [RunProgressBar(), stop, finite_loss, clock]
     if config["ema_decay"]:
         average = exponential_average(config["ema_decay"])
-        callbacks.append(WeightAveraging(avg_fn=average))
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
     steps, step_ckpt = config["ckpt_every_n_steps"], run.checkpoints / "step.ckpt"
     if logger is None:
         return [*callbacks, history, StepCheckpoint(None, 0, stop, finite_loss)]
@@ -106,15 +106,20 @@ def _build_callbacks(
     return [*callbacks, StepCheckpoint(step_ckpt, steps, stop, finite_loss)]
 
 
-def exponential_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The next average of weights from the last one, the new weights and the step.
+def exponential_average(
+    decay: float,
+) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+    """What moves averages of weights towards the new weights, given the step.
 
     It keeps less than `decay` at first, as TensorFlow's ExponentialMovingAverage does,
     so that it never reaches back to the weights that a short training began with.
     """
 
-    def average(averaged: Tensor, weights: Tensor, step: Tensor) -> Tensor:
-        kept = ((1 + step) / (10 + step)).clamp(max=decay)
-        return kept * averaged + (1 - kept) * weights
+    def average(
+        averages: Sequence[Tensor], weights: Sequence[Tensor], step: Tensor
+    ) -> None:
+        kept = ((1 + step) / (10 + step)).clamp(max=decay)  # once for all of them
+        for old, new in zip(averages, weights, strict=True):
+            old.copy_(kept * old + (1 - kept) * new)
 
     return average

@@ -261,9 +261,11 @@ def test_averaged_weights_are_validated_tested_and_saved(
 
 
 def test_the_average_reaches_back_further_as_the_training_goes_on() -> None:
-    average = exponential_average(0.9)
-    old, new = torch.tensor(0.0), torch.tensor(1.0)
-    shares = [average(old, new, torch.tensor(step)).item() for step in (1, 10, 80, 999)]
+    average, shares = exponential_average(0.9), []
+    for step in (1, 10, 80, 999):
+        averaged = torch.tensor(0.0)
+        average([averaged], [torch.tensor(1.0)], torch.tensor(step))
+        shares.append(averaged.item())
     assert shares == pytest.approx([9 / 11, 9 / 20, 0.1, 0.1])
 
 
