@@ -36,11 +36,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
     Where they do not fit there, they stay in host memory.
 
     Args:
-        data: "cifar10" (downloaded when missing, or an image folder with `train/` and
-            `test/` in `data_dir`) or "synthetic" (drawn shapes).
+        data: "cifar10" (downloaded when missing), "folder" (`train/` and `test/`, and
+            perhaps `val/`), "synthetic" (drawn shapes), or "auto": what `data_dir` has.
         data_dir: Folder of the images.
         batch_size: Images in a global batch, shared out among the processes.
-        val_size: Images of the training set that are held out; 0 trains on all.
+        val_size: Images of the training set that are held out; 0 trains on all. Where
+            there is a `val/`, its images are the validation set instead.
         seed: Decides the split, the order of the images and their augmentation.
         crop_padding: Border for the random crop in pixels; 0 switches it off.
         padding_mode: What the border shows.
@@ -50,13 +51,14 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     After `setup`, `train_set`, `val_set` and `test_set` hold images, uint8
     (N, 32, 32, 3), and labels, int64 (N,); `classes`, `mean`, `std`, `val_size` and
-    `fingerprint` (a checksum of the whole training set) describe them.
+    `fingerprint` (a checksum of the whole training set) describe them, and `source` is
+    what `data` is settled to.
     """
 
     def __init__(
         self,
-        data: sources.Source = "cifar10",
-        data_dir: str = "data",
+        data: sources.Asked = "auto",
+        data_dir: str = sources.DEFAULT_DIR,
         batch_size: int = 256,
         val_size: int | Literal["auto"] = "auto",
         seed: int = 0,
@@ -67,7 +69,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         download_url: str | None = None,
     ) -> None:
         super().__init__()
-        self.source, self.data_dir = data, Path(os.path.expanduser(data_dir))
+        self.source: sources.Asked = data
+        self.data_dir = Path(os.path.expanduser(data_dir)).absolute()
         self.download_url = download_url
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size
@@ -78,7 +81,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Download what is missing."""
         if not hasattr(self, "classes"):
-            sources.fetch(self.source, self.data_dir, self.download_url)
+            self.source = sources.fetch(self.source, self.data_dir, self.download_url)
 
     def setup(self, stage: str | None = None) -> None:
         """Load all images and split the training set, once.
@@ -89,36 +92,72 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if hasattr(self, "classes"):
             return
         images = self.load_images()
-        count = len(images.train_labels)
-        default = min(DEFAULT_VAL_SIZE, count // 10)
-        asked = self.asked_val_size
-        self.val_size = default if asked == "auto" else asked
-        if self.val_size >= count:
-            raise InputError(
-                f"--val_size {self.val_size} leaves nothing of {count} training images;"
-                f" give at most {count - 1}"
-            )
-        if self.batch_size > count - self.val_size:
-            raise InputError(
-                f"--batch_size {self.batch_size} is more than the {count} training "
-                f"images less the {self.val_size} held out; give at most "
-                f"{count - self.val_size}"
-            )
-        train, val = stratified_split(images.train_labels, self.val_size, self.seed)
-        self.train_set = images.train_images[train], images.train_labels[train]
-        self.val_set = images.train_images[val], images.train_labels[val]
-        self.test_set = images.test_images, images.test_labels
+        self.train_set, self.val_set = self._split(images)
+        self.val_size = len(self.val_set[1])
+        self._check_batch_size(len(self.train_set[1]))
+        self._name_rare_classes(images)
+        self.test_set = images.test
         # Of the whole training set, as everyone's constants are: every split and seed
         # then feeds the network the same numbers.
-        self.mean, self.std = channel_statistics(images.train_images)
-        checksum = zlib.crc32(images.train_images.numpy().data)
-        checksum = zlib.crc32(images.train_labels.numpy().data, checksum)
+        self.mean, self.std = channel_statistics(images.train[0])
+        checksum = 0
+        for tensor in (*images.train, *(images.val or ())):
+            checksum = zlib.crc32(tensor.numpy().data, checksum)
         self.fingerprint = f"{checksum:08x}"
         self.classes = images.classes
 
     def load_images(self) -> sources.ImageSet:
         """Read the images, which `prepare_data` has made ready."""
-        return sources.load(self.source, self.data_dir)
+        self.source = source = sources.settle(self.source, self.data_dir)
+        return sources.load(source, self.data_dir)
+
+    def _split(
+        self, images: sources.ImageSet
+    ) -> tuple[sources.Labelled, sources.Labelled]:
+        """Training and validation images, by `val/` or by `val_size`."""
+        if images.val is not None:
+            return images.train, self._own_val(images.val)
+        pixels, labels = images.train
+        most = len(labels) - len(images.classes)  # one of each class is left
+        val_size = min(DEFAULT_VAL_SIZE, len(labels) // 10, most)
+        if self.asked_val_size != "auto":
+            val_size = self.asked_val_size
+        if val_size > most:
+            raise InputError(
+                f"--val_size {val_size} leaves too few of {len(labels)} images for "
+                f"{len(images.classes)} classes; give at most {most}"
+            )
+        train, val = stratified_split(labels, val_size, self.seed)
+        return (pixels[train], labels[train]), (pixels[val], labels[val])
+
+    def _own_val(self, val: sources.Labelled) -> sources.Labelled:
+        """The images of `val/`, or none of them where none are asked for."""
+        count, asked = len(val[1]), self.asked_val_size
+        if asked not in ("auto", 0, count):
+            raise InputError(
+                f"--val_size {asked}: {self.data_dir / 'val'} has {count} images, and "
+                "they are the validation set; leave the flag out, or give 0 for none"
+            )
+        return (val[0][:0], val[1][:0]) if asked == 0 else val
+
+    def _check_batch_size(self, count: int) -> None:
+        if self.batch_size > count:
+            raise InputError(
+                f"--batch_size {self.batch_size} is more than the {count} training "
+                f"images, {self.val_size} held out; give at most {count}"
+            )
+
+    def _name_rare_classes(self, images: sources.ImageSet) -> None:
+        counts = [
+            labels.bincount(minlength=len(images.classes)).tolist()
+            for _, labels in (self.train_set, images.train)
+        ]
+        for name, left, there in zip(images.classes, *counts, strict=True):
+            if left == 1:
+                log.warning(
+                    f"class {name!r} has one image to train on, of {there} there; more "
+                    "images, or a smaller --val_size, would help it"
+                )
 
     def __str__(self) -> str:
         """How many images there are, and of what."""
@@ -185,11 +224,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
 
 def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Hold out `val_size` images so that each class keeps its share.
+    """Hold out `val_size` images so that each class keeps its share, and at least one.
 
     Args:
         labels: int64 (N,).
-        val_size: Images to hold out.
+        val_size: Images to hold out, at most N less the number of classes.
         seed: The same seed holds out the same images.
 
     Returns:
@@ -202,7 +241,24 @@ def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, 
     steps = (torch.arange(val_size) + 0.5) * (len(labels) / max(val_size, 1))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[by_class[steps.long()]] = True
+    _keep_one_of_each(labels, held_out)
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def _keep_one_of_each(labels: Tensor, held_out: Tensor) -> None:
+    """Give back an image of each class that is held out whole, for one of a large one.
+
+    Args:
+        labels: int64 (N,).
+        held_out: bool (N,), changed in place.
+    """
+    left = labels[~held_out].bincount(minlength=int(labels.max()) + 1)
+    for label in set(labels.tolist()) & set((left == 0).nonzero().flatten().tolist()):
+        largest = left.argmax()
+        held_out[(labels == label).nonzero()[0]] = False
+        held_out[((labels == largest) & ~held_out).nonzero()[0]] = True
+        left[label] += 1
+        left[largest] -= 1
 
 
 Colour = tuple[float, float, float]

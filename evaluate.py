@@ -2,6 +2,7 @@
 
 python evaluate.py --ckpt_path runs/NAME/checkpoints/last.ckpt --tta flip
 python evaluate.py --data_dir data/cifar10 --json > accuracy.json
+python evaluate.py --split_dir more_images        # more_images/CLASS/*, any JPEG or PNG
 python evaluate.py --help
 """
 
@@ -11,20 +12,23 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
-from components import cli, environment
+from components import cli, environment, sources
+from components.class_folders import one_line
 from components.environment import Precision
 from components.errors import InputError
-from components.inference import WEIGHTS, check_same_images, load_model
-from components.sources import Source
-from datamodule import CIFAR10DataModule
+from components.inference import WEIGHTS, load_model
+from components.loader import EvalLoader, fits
+from components.sources import DEFAULT_DIR, Asked, Labelled
 from lightning_module import LitCustomResNet, Tta
 
 
 def evaluate(
     ckpt_path: str | None = None,
-    data: Source = "cifar10",
-    data_dir: str = "data",
+    data: Asked = "auto",
+    data_dir: str = DEFAULT_DIR,
+    split_dir: str | None = None,
     tta: Tta = "none",
     json: bool = False,
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto",
@@ -33,10 +37,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Test a trained network on all test images, as train.py does at its end.
 
+    They need not be those that belong to its training images: any whose classes the
+    network knows will do.
+
     Args:
         ckpt_path: Checkpoint of the network; null for the project's own weights.
         data: Images, as for train.py.
-        data_dir: Folder of the images.
+        data_dir: Folder of the images; of an image folder only test/ is read.
+        split_dir: Folder with a folder per class, to test on instead.
         tta: Test also on the sum of logits for each image and its mirror image.
         json: Write JSON instead of a table.
         accelerator: What computes; auto takes a GPU where there is one.
@@ -58,12 +66,15 @@ def evaluate(
     path = WEIGHTS if ckpt_path is None else Path(ckpt_path)
     model = load_model(None if ckpt_path is None else path)
     model.hparams["tta"] = tta
-    # A batch may be larger than the training set, of which only mean and std are used.
-    images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=0)
-    images.prepare_data()
-    images.setup()
-    images.batch_size = batch_size
-    check_same_images(model, images, path)
+    images, labels = read_test_images(model, data, data_dir, split_dir)
+    device = hardware.device
+    loader = EvalLoader(
+        images,
+        labels,
+        batch_size=batch_size,
+        device=device,
+        on_host=not fits(images.nbytes, environment.free_memory(device)),
+    )
     torch.set_float32_matmul_precision("high")  # as in train.py
     trainer = pl.Trainer(
         **hardware.arguments,
@@ -72,10 +83,10 @@ def evaluate(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    [tested] = trainer.test(model, datamodule=images, verbose=False)
+    [tested] = trainer.test(model, dataloaders=loader, verbose=False)
     results = {
         **tested,
-        "images": images.sizes()["test"],
+        "images": len(labels),
         "classes": class_accuracies(model),
         "ckpt_path": str(path),
         **environment.circumstances(hardware),
@@ -84,12 +95,41 @@ def evaluate(
     return results
 
 
+def read_test_images(
+    model: LitCustomResNet, data: Asked, data_dir: str, split_dir: str | None
+) -> Labelled:
+    """Test images, uint8 (N, 32, 32, 3), and labels, int64 (N,), as the network counts.
+
+    Raises:
+        InputError: They cannot be read, or one is of a class that it does not know.
+    """
+    if split_dir is None:
+        folder = Path(data_dir).expanduser().absolute()
+        source = sources.fetch(data, folder)
+        (images, labels), classes = sources.load_test(source, folder)
+    else:
+        folder = Path(split_dir).expanduser()
+        (images, labels), classes = sources.load_split(folder)
+    known = list(model.hparams["classes"])
+    for name in classes:
+        if name not in known:
+            raise InputError(
+                f"{one_line(folder)}: the network knows no class {name!r}, only "
+                f"{', '.join(known)}; leave it out, or rename its folder"
+            )
+    ours: Tensor = torch.tensor([known.index(name) for name in classes])
+    return images, ours[labels]
+
+
 def class_accuracies(model: LitCustomResNet) -> dict[str, dict[str, Any]]:
-    """Accuracy and number of test images of each class of a network just tested."""
+    """Accuracy and number of test images of each class of a network just tested.
+
+    The accuracy of a class without images is None.
+    """
     counts = model.test_confusion.compute()
     totals = counts.sum(dim=1).tolist()
     return {
-        name: {"acc": right / total, "images": total}
+        name: {"acc": right / total if total else None, "images": total}
         for name, right, total in zip(
             model.hparams["classes"], counts.diag().tolist(), totals, strict=True
         )
@@ -108,6 +148,7 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         (name, f"{100 * one['acc']:.2f} % of {one['images']}")
         for name, one in results["classes"].items()
+        if one["images"]
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in lines)

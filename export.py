@@ -232,7 +232,7 @@ def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> N
 def shaping_flags(saved: Checkpoint) -> dict[str, Any]:
     """The flags of a training that shaped its weights; none if they are not known."""
     config = saved.get("config", {})
-    return {flag: config[flag] for flag in (*IDENTITY, "lr") if flag in config}
+    return {flag: config[flag] for flag in ("data", *IDENTITY, "lr") if flag in config}
 
 
 def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from components import cli
-from components.class_folders import EXTENSIONS, one_line
+from components.class_folders import FORMATS, is_hidden, is_image, one_line
 from components.errors import InputError
 from components.figures import explanation
 from components.inference import (
@@ -83,17 +83,14 @@ def find_images(names: Sequence[str]) -> Iterator[str]:
         if not os.path.isdir(name):
             yield name
             continue
-        found = []
+        found: list[str] = []
         for root, folders, files in os.walk(name, onerror=refuse_folder):
-            folders[:] = [folder for folder in folders if folder[0] != "."]
-            found += [
-                os.path.join(root, file)
-                for file in files
-                if file[0] != "." and file.lower().endswith(EXTENSIONS)
-            ]
+            folders[:] = [folder for folder in folders if not is_hidden(folder)]
+            paths = [os.path.join(root, file) for file in files if not is_hidden(file)]
+            found += filter(is_image, paths)
         if not found:
             raise InputError(
-                f"{one_line(name)}: no image ({' '.join(EXTENSIONS)}) in this folder; "
+                f"{one_line(name)}: no image ({', '.join(FORMATS)}) in this folder; "
                 "give another, or files"
             )
         yield from sorted(found)

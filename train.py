@@ -8,10 +8,12 @@ python train.py --help
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -28,7 +30,7 @@ from components.resume import (
     read_newest,
 )
 from components.run_folder import RunFolder
-from components.sources import Source
+from components.sources import DEFAULT_DIR, Asked
 from components.stop import StoppedError
 from components.summary import (
     show_end,
@@ -44,6 +46,7 @@ from lightning_module import LitCustomResNet, Tta
 
 log = logging.getLogger(__name__)
 
+PATHS = ("data_dir", "output_dir", "ckpt_path")  # flags
 FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
@@ -63,8 +66,8 @@ def train(
     ema_decay: float = 0.0,
     base_width: int = 64,
     seed: int = 0,
-    data: Source = "cifar10",
-    data_dir: str = "data",
+    data: Asked = "auto",
+    data_dir: str | Path = DEFAULT_DIR,
     download_url: str | None = None,
     val_size: int | Literal["auto"] = "auto",
     crop_padding: int = 4,
@@ -72,10 +75,10 @@ def train(
     flip: Flip = "alternate",
     cutout: int = 8,
     tta: Tta = "none",
-    output_dir: str = "runs",
+    output_dir: str | Path = "runs",
     name: str | None = None,
     overwrite: bool = False,
-    ckpt_path: str | None = None,
+    ckpt_path: str | Path | None = None,
     ckpt_every_n_steps: int = 0,
     report: bool = True,
     fast_dev_run: bool | int = False,
@@ -104,10 +107,10 @@ def train(
         ema_decay: Average the weights, keeping up to this share of it at each step.
         base_width: Channels of the first convolution; 64 gives 6,573,120 parameters.
         seed: Seed of weights, split, order and augmentation.
-        data: Images: CIFAR-10 (or a folder of images), or drawn shapes.
+        data: Images: CIFAR-10, a folder of images, drawn shapes; auto by the folder.
         data_dir: Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/.
         download_url: Where to look for CIFAR-10's archive before the known mirrors.
-        val_size: Training images held out; auto is 5000, or a tenth of a small set.
+        val_size: Training images held out; auto is val/, or 5000, or a tenth of few.
         crop_padding: Border for the random crop in pixels; 0 for no crop.
         padding_mode: What the border shows: black, or the image reflected.
         flip: Mirror training images at random, or every image in every other epoch.
@@ -136,31 +139,54 @@ def train(
         DivergedError: The loss became infinite or not a number.
         StoppedError: A signal ended the training, which is saved.
     """
-    config = dict(locals())
+    config = plain_values(locals())
     started = time.perf_counter()
     check_flags(config)
     hardware = environment.choose_hardware(
-        accelerator, devices, num_nodes, strategy, precision
+        *(config[flag] for flag in ("accelerator", "devices", "num_nodes")),
+        *(config[flag] for flag in ("strategy", "precision")),
     )
     check_processes(config, hardware.world_size, hardware.device.type)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     if hardware.device.type == "cpu":
         environment.keep_freed_memory()
-    run = RunFolder(output_dir, name, seed, resume=ckpt_path == "last")
+    resume = config["ckpt_path"] == "last"
+    with RunFolder(
+        config["output_dir"], config["name"], config["seed"], resume=resume
+    ) as run:
+        metrics = train_in(run, config, hardware, started)
+    return metrics
+
+
+def train_in(
+    run: RunFolder, config: dict[str, Any], hardware: Hardware, started: float
+) -> dict[str, Any]:
+    """Train in a run folder; `train` says what is returned and raised.
+
+    Args:
+        run: The folder, of which nothing is taken away before all checks are passed.
+        config: All flags.
+        hardware: What to train on.
+        started: When the run began, in seconds of `time.perf_counter`.
+    """
+    fast_dev_run = config["fast_dev_run"]
     checkpoint, saved = find_checkpoint(run, config)
     images = load_images(config)
     config |= {
         "precision": hardware.arguments["precision"],
+        "data": images.source,
+        "data_dir": str(images.data_dir),
         "val_size": images.val_size,
     }
     check_images(config, images.sizes(), hardware.world_size)
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
     if not fast_dev_run:
-        run.create(overwrite=overwrite)
-
+        run.create()
     config["lr"], test = settle_lr(config, images, hardware, saved)
     module = build_module(config, images)
+    if not fast_dev_run:
+        run.clear(overwrite=config["overwrite"])
     history, clock = History(None if fast_dev_run else run.metrics_csv), TrainingClock()
     trainer = build_trainer(config, hardware, run, images, history, clock, saved)
     show_start(layer_table(module.net), str(images), config)
@@ -170,7 +196,7 @@ def train(
     try:
         trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
         tested: dict[str, Any] = {"test/loss": None, "test/acc": None}
-        if limit_test_batches or fast_dev_run:
+        if config["limit_test_batches"] or fast_dev_run:
             tested |= trainer.test(module, datamodule=images, verbose=False)[0]
     except StoppedError as stop:
         stop.checkpoints = run.newest_checkpoints()
@@ -188,16 +214,28 @@ def train(
         # process warms up the kernels in it, unless a range test has done so.
         "fit_seconds": round(clock.seconds, 3),
         "images_per_second": clock.images_per_second(),
-        "seed": seed,
+        "seed": config["seed"],
         **circumstances,
     }
     if not fast_dev_run:
         write_end(run, trainer, config, metrics, history.rows)
-        if report and limit_test_batches:
+        if config["report"] and config["limit_test_batches"]:
             write_report(run, trainer, images)
         trainer.loggers[0].finalize("success")
     show_end(metrics, None if fast_dev_run else run.path)
     return metrics
+
+
+def plain_values(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags as a file can hold them: numbers of Python, and paths with their home."""
+    plain = {
+        flag: value.item() if isinstance(value, np.generic) else value
+        for flag, value in flags.items()
+    }
+    for flag in PATHS:
+        if plain[flag] is not None:
+            plain[flag] = os.path.expanduser(plain[flag])
+    return plain
 
 
 def find_checkpoint(
@@ -214,6 +252,8 @@ def find_checkpoint(
         return None, None
     if config["ckpt_path"] != "last":
         path = Path(config["ckpt_path"])
+        if not config["fast_dev_run"]:
+            run.check_free(path)
         return path, read_checkpoint(path)
     newest = read_newest(run.newest_checkpoints())
     if newest is None:

@@ -40,8 +40,8 @@ from benchmarks.tables import (
     results_table,
 )
 from components import cli, environment
+from components.class_folders import is_image_folder
 from components.errors import InputError
-from components.image_folder import is_image_folder
 from components.stop import StoppedError
 from train import FAST_DEV_LR, train
 

@@ -54,7 +54,7 @@ class RandomImages(CIFAR10DataModule):
 
     def load_images(self) -> ImageSet:
         """Draw them."""
-        images = ImageSet(*noise(self.count), *noise(len(CLASSES)), CLASSES)
+        images = ImageSet(noise(self.count), noise(len(CLASSES)), CLASSES)
         self.drawn = time.perf_counter()
         return images
 
@@ -136,7 +136,8 @@ def build(
 ) -> tuple[pl.Trainer, TrainingClock, SetUpClock]:
     """The Trainer of `train.py`, with all its files, and the clocks in it."""
     run = RunFolder(output_dir, "run", seed=0)
-    run.create(overwrite=True)
+    run.create()
+    run.clear(overwrite=True)
     history, clock, set_up = History(run.metrics_csv), TrainingClock(), SetUpClock()
     trainer: Any = build_trainer(config, hardware, run, data, history, clock, None)
     trainer.callbacks.append(set_up)

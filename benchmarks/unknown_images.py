@@ -47,7 +47,7 @@ from components.inference import (
     probabilities,
 )
 from components.resume import Checkpoint, read_checkpoint
-from components.sources import ImageSet, Source
+from components.sources import Asked, ImageSet
 from components.synthetic import SHAPES, draw_shapes
 from datamodule import stratified_split
 from lightning_module import LitCustomResNet
@@ -115,8 +115,9 @@ def choose_images(
     labels = torch.tensor(
         [names.index(name) if name in names else -1 for name in images.classes]
     )
-    ours = labels[images.test_labels] >= 0
-    known, others = images.test_images[ours], images.test_images[~ours]
+    pixels, test_labels = images.test
+    ours = labels[test_labels] >= 0
+    known, others = pixels[ours], pixels[~ours]
     known, others = thin_out(known, limit), thin_out(others, limit)
     count = len(known)
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +131,8 @@ def choose_images(
     if len(others):
         left_out = ", ".join(sorted(set(images.classes) - set(names)))
         unknown[f"held-out classes: {left_out}"] = others
-    validation = held_out(checkpoint, images.train_images, labels[images.train_labels])
+    train_images, train_labels = images.train
+    validation = held_out(checkpoint, train_images, labels[train_labels])
     return Images(thin_out(validation, limit), known, unknown)
 
 
@@ -217,7 +219,7 @@ def table(rows: list[dict[str, str]]) -> str:
 def unknown_images(
     output: str,
     ckpt_path: str,
-    data: Source = "cifar10",
+    data: Asked = "auto",
     data_dir: str = "data",
     limit: int = 2000,
     seed: int = 3,
@@ -235,8 +237,7 @@ def unknown_images(
     read_rows(Path(output), "unknown")  # a wrong file is refused before the work
     path = Path(ckpt_path)
     model, checkpoint = load_model(path), read_checkpoint(path, to_resume=False)
-    sources.fetch(data, Path(data_dir))
-    images = sources.load(data, Path(data_dir))
+    images = sources.load(sources.fetch(data, Path(data_dir)), Path(data_dir))
     chosen = choose_images(checkpoint, images, limit, seed)
     cpu = environment.Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
     shared = {

@@ -79,13 +79,24 @@ class History(Checkpoint):
 
 
 class TrainingClock(Callback):
-    """Seconds and images spent in training epochs, validation left out."""
+    """Seconds and images spent in training epochs, validation left out.
+
+    It travels with the checkpoint, so a run that was interrupted counts all its parts.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
         self.started = 0.0
         self.step = 0  # of which the images are counted
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epochs so far took."""
+        return {"seconds": self.seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start, perhaps within an epoch."""

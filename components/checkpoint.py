@@ -47,19 +47,42 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from None
 
 
+class KeptCheckpoint(ModelCheckpoint):
+    """Knows its file again in a run folder that was moved.
+
+    Lightning's forgets the best score where the folder has another name than before,
+    and then replaces the best checkpoint by a worse one.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was known of the file, if it is in this folder."""
+        name = Path(state_dict["best_model_path"]).name
+        here = Path(str(self.dirpath)) / name
+        if name and here.is_file():
+            state_dict = state_dict | {
+                "dirpath": self.dirpath,
+                "best_model_path": str(here),
+                "kth_best_model_path": str(here),
+                "best_k_models": {
+                    str(here): score for score in state_dict["best_k_models"].values()
+                },
+            }
+        super().load_state_dict(state_dict)
+
+
 def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
     """Callbacks that keep `best.ckpt`, by val/acc, and always `last.ckpt`.
 
     `save_last=True` of Lightning's would be the last *best* epoch. "last" comes after
     "best", so that the newest score is in it.
     """
-    last = ModelCheckpoint(
+    last = KeptCheckpoint(
         folder, "last", enable_version_counter=False, save_on_train_epoch_end=True
     )
     if not best:
         return [last]
     return [
-        ModelCheckpoint(
+        KeptCheckpoint(
             folder,
             "best",
             monitor="val/acc",

@@ -1,61 +1,105 @@
 """Finds the images of class folders (`train/<class>/`, `test/<class>/`) and names."""
 
+import difflib
 import hashlib
 import itertools
 import os
 import stat
 import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from components.errors import InputError
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+SPLITS = ("train", "val", "test")
+# Pillow goes by a file's content, whatever its name, and gives some formats to other
+# programs: PostScript to Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")  # whose files must be images
+LITTER = ("@eaDir", "__MACOSX")  # copies that a NAS or a Mac puts beside images
+SHOWN = 4  # names in a message
 
 
-class Split(NamedTuple):
-    """The images of `train/` or `test/`.
+class Listing(NamedTuple):
+    """What is in a folder with a folder per class.
 
     Attributes:
-        name: Which of the two.
+        folder: Where it is.
         classes: Names of its folders in alphabetical order.
         paths: Where its N images are.
         labels: int64 (N,), the class of each image.
+        others: Files that are no images.
     """
 
-    name: str
+    folder: Path
     classes: list[str]
     paths: list[str]
     labels: np.ndarray
+    others: list[str]
 
 
-def list_splits(folder: Path) -> tuple[Split, Split]:
-    """Find the images of `train/` and of `test/`; hidden files and folders are none.
+def list_classes(folder: Path) -> Listing:
+    """Find the images below a folder with a folder per class.
+
+    Hidden files and folders are none; which of the others are images, their content
+    decides, but a file that is named like one must be one.
 
     Raises:
-        InputError: A split or class is missing, empty or cannot be read.
+        InputError: The folder or a class is missing, empty or cannot be read.
     """
-    train, test = _list_split(folder / "train"), _list_split(folder / "test")
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"{one_line(folder)}: no such folder; an image folder needs train/ and "
+            f"test/, each with a folder per class{_renaming_hint(folder.parent)}"
+        )
+    try:
+        classes = sorted(name for name in os.listdir(folder) if _is_class(folder, name))
+        found = [_list_class(folder / name) for name in classes]
+        stray = [path for path in _files(folder) if not is_hidden(path.name)]
+    except OSError as error:
+        _refuse(error.filename, error.strerror)
+    if not classes:
+        raise InputError(f"{one_line(folder)}: no class; put a folder per class there")
+    counts = [len(images) for images, _ in found]
+    if 0 in counts:
+        raise InputError(
+            f"{one_line(folder / classes[counts.index(0)])}: no image "
+            f"({', '.join(FORMATS)}); fill or remove the folder"
+        )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    paths = [path for images, _ in found for path in images]
+    others = [path for _, no_images in found for path in no_images]
+    return Listing(folder, classes, paths, labels, [*map(str, stray), *others])
+
+
+def check_same_classes(train: Listing, other: Listing) -> None:
+    """Make sure that two splits have the same classes.
+
+    Raises:
+        InputError: One has a class that the other has not, or there is only one class.
+    """
     if len(train.classes) < 2:
         raise InputError(
-            f"{one_line(folder / 'train')}: only the class {train.classes[0]!r}; give "
-            "at least two class folders"
+            f"{one_line(train.folder)}: only the class {train.classes[0]!r}; give at "
+            "least two class folders"
         )
-    for name in sorted({*train.classes} ^ {*test.classes}):
-        there, missing = train.name, test.name
-        if name in test.classes:
+    ours, theirs = ({*map(_composed, split.classes)} for split in (train, other))
+    for name in sorted(ours ^ theirs):
+        there, missing = train.folder.name, other.folder.name
+        if name in theirs:
             there, missing = missing, there
         raise InputError(
-            f"{one_line(folder)}: class {name!r} is in {there}/ but not in {missing}/; "
-            "give both the same class folders"
+            f"{one_line(train.folder.parent)}: class {name!r} is in {there}/ but not "
+            f"in {missing}/; give both the same class folders"
         )
-    return train, test
 
 
-def fingerprint(folder: Path, splits: tuple[Split, Split]) -> str:
+def fingerprint(listing: Listing) -> str:
     """Hash the names within the folder, sizes and times of all images.
 
     The time of the last change (ctime) is among them because, unlike the time of the
@@ -65,17 +109,62 @@ def fingerprint(folder: Path, splits: tuple[Split, Split]) -> str:
         InputError: An image is not a file or is out of reach.
     """
     digest = hashlib.sha256()
-    for path in itertools.chain.from_iterable(split.paths for split in splits):
+    for path in listing.paths:
         try:
             status = os.stat(path)
         except OSError as error:
             _refuse(path, error.strerror)
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             _refuse(path, "not a file")
-        digest.update(os.fsencode(os.path.relpath(path, folder)))
+        digest.update(os.fsencode(os.path.relpath(path, listing.folder)))
         times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
         digest.update(f"\0{status.st_size}\0{times}\n".encode())
     return digest.hexdigest()
+
+
+def class_name(folder: str) -> str:
+    """The name of a class, from that of its folder: composed (NFC) and on one line.
+
+    The same letters may be stored in two ways, and macOS and Linux prefer other ones.
+    """
+    return one_line(_composed(folder))
+
+
+def what_is_wrong(folder: Path, cifar10: Sequence[str]) -> str:
+    """Why a folder is neither an image folder nor CIFAR-10, and what to do.
+
+    Args:
+        folder: A folder that holds something else, or is not there.
+        cifar10: Names by which CIFAR-10 is known.
+    """
+    if not os.path.isdir(folder):
+        near = _nearest(folder.name, _folders(folder.parent))
+        hint = f"; did you mean {one_line(folder.with_name(near))}?" if near else ""
+        return ("not a folder" if folder.exists() else "no such folder") + hint
+    try:
+        found = sorted(name for name in os.listdir(folder) if not is_hidden(name))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if is_image_folder(folder):
+        return "it holds an image folder; give --data folder"
+    text = (
+        f"it holds {_shown(found)}, neither train/ and test/ with a folder per class "
+        f"nor CIFAR-10 ({' or '.join(cifar10)})"
+    )
+    if renaming := _renaming_hint(folder):
+        return text + renaming
+    children = [folder / name for name in _folders(folder)]
+    for child in children:
+        if is_image_folder(child) or any((child / name).exists() for name in cifar10):
+            return f"{text}; give --data_dir {one_line(child)}"
+    if any(_holds_images(child) for child in children):
+        return f"{text}; put the class folders into train/ and test/"
+    return text
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether a folder has any of the splits of an image folder."""
+    return any(os.path.isdir(folder / split) for split in SPLITS)
 
 
 def one_line(text: object) -> str:
@@ -88,46 +177,44 @@ def one_line(text: object) -> str:
     )
 
 
-def _list_split(folder: Path) -> Split:
-    if not os.path.isdir(folder):
-        raise InputError(
-            f"{one_line(folder)}: no such folder; an image folder needs train/ and "
-            "test/, each with a folder per class"
-        )
-    try:
-        classes = sorted(name for name in os.listdir(folder) if _is_class(folder, name))
-        images = [_list_class(folder / name) for name in classes]
-    except OSError as error:
-        _refuse(error.filename, error.strerror)
-    if not classes:
-        raise InputError(f"{one_line(folder)}: no class; put a folder per class there")
-    counts = [len(paths) for paths in images]
-    if 0 in counts:
-        raise InputError(
-            f"{one_line(folder / classes[counts.index(0)])}: no image "
-            f"({' '.join(EXTENSIONS)}); fill or remove the folder"
-        )
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return Split(folder.name, classes, [*itertools.chain(*images)], labels)
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not meant to be seen."""
+    return name[0] == "." or name in LITTER
 
 
 def _is_class(split: Path, name: str) -> bool:
     """Folders are; and broken links, so that their images are not lost unnoticed."""
     path = split / name
-    return name[0] != "." and (os.path.isdir(path) or not os.path.exists(path))
+    return not is_hidden(name) and (os.path.isdir(path) or not os.path.exists(path))
 
 
-def _is_image(folder: str, name: str) -> bool:
-    """Files named like images are; and broken links, as above."""
-    known = name.lower().endswith(EXTENSIONS)
-    return name[0] != "." and (known or not os.path.exists(os.path.join(folder, name)))
+def is_image(path: str) -> bool:
+    """Whether a file is to be read as an image, by its content.
+
+    Files named like images are, and broken links, so that they are not lost unnoticed.
+    """
+    if path.lower().endswith(SUFFIXES) or not os.path.exists(path):
+        return True
+    if not os.path.isfile(path):  # reading a pipe would wait for ever
+        return False
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # too large, or not to be read: named where all are read
+        return True
 
 
-def _list_class(folder: Path) -> list[str]:
-    """All images below a class folder, whose links to other folders are followed.
+def _list_class(folder: Path) -> tuple[list[str], list[str]]:
+    """All images below a class folder, and all other files.
 
-    No folder is read twice, nor one that holds the class: a link to it would lead
-    round for ever, or into the other classes.
+    Links to other folders are followed. No folder is read twice, nor one that holds
+    the class: a link to it would lead round for ever, or into the other classes.
     """
     real, split = (Path(os.path.realpath(path)) for path in (folder, folder.parent))
     seen = {str(path) for path in (*real.parents, split, *split.parents)}
@@ -138,9 +225,60 @@ def _list_class(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add(place)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        found += [(root, name) for name in names if _is_image(root, name)]
-    return [os.path.join(root, name) for root, name in sorted(found)]
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        found += [(root, name) for name in names if not is_hidden(name)]
+    paths = [os.path.join(root, name) for root, name in sorted(found)]
+    are_images = [is_image(path) for path in paths]
+    images = [*itertools.compress(paths, are_images)]
+    return images, [path for path in paths if path not in {*images}]
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder; none where it cannot be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [name for name in names if not is_hidden(name) and (folder / name).is_dir()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(
+            path.name.lower().endswith(SUFFIXES)
+            for path in itertools.islice(_files(folder), 100)
+        )
+    except OSError:
+        return False
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name that differs by a letter or by its capitals, if there is one."""
+    lowered = {other.lower(): other for other in names if other != name}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.65)
+    return lowered[near[0]] if near else None
+
+
+def _renaming_hint(folder: Path) -> str:
+    """Which folders are splits by another name: "; rename Train/ to train/"."""
+    names = _folders(folder)
+    renamings = [
+        f"rename {one_line(near)}/ to {split}/"
+        for split in SPLITS
+        if split not in names and (near := _nearest(split, names))
+    ]
+    return f"; {', '.join(renamings)}" if renamings else ""
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    text = ", ".join(one_line(name) for name in names[:SHOWN])
+    more = len(names) - SHOWN
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def _reraise(error: OSError) -> NoReturn:

@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-SUFFIX = ".tmp"  # of a file that is being written
+SUFFIX = ".tmp"  # of the hidden file that is being written
 SEAL = 64  # bytes of a checksum in a zip file's comment
 
 
@@ -15,13 +16,13 @@ SEAL = 64  # bytes of a checksum in a zip file's comment
 def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` once it is whole and on the disk.
 
-    Until then, and for good if anything goes wrong, `path` stays what it was. One
-    process at a time may replace a path.
+    Until then, and for good if anything goes wrong, `path` stays what it was. Where two
+    processes replace the same one, the last wins.
 
     Raises:
         OSError: It cannot be written; nothing is left behind.
     """
-    fresh = path.with_name(path.name + SUFFIX)
+    fresh = path.with_name(f".{secrets.token_hex(8)}{SUFFIX}")
     text: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
     try:
         with fresh.open(mode, **{} if "b" in mode else text) as file:
@@ -39,6 +40,17 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Take away what killed processes were writing; nobody else may be writing there.
+
+    Raises:
+        OSError: A file cannot be removed.
+    """
+    for path in folder.glob(f".*{SUFFIX}"):
+        if path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def sealed(archive: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Images in class folders (`train/<class>/`, `test/<class>/`), decoded once."""
+"""The images of class folders, decoded once."""
 
 import contextlib
 import hashlib
@@ -9,60 +9,51 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from tqdm import tqdm
 
 from components.augmentation import IMAGE_SIZE
-from components.class_folders import Split, fingerprint, list_splits, one_line
+from components.class_folders import FORMATS, Listing, fingerprint, one_line
 from components.errors import InputError
+from components.files import replacing
 
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]  # by name
-# Pillow goes by a file's content, whatever its name, and gives some formats to other
-# programs: PostScript to Ghostscript.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 CACHE_NAME = ".decoded.npz"
-CACHE_VERSION = "2"  # raise it when `to_pixels` changes
+CACHE_VERSION = "3"  # raise it when `to_pixels` changes
 
 
-def is_image_folder(folder: Path) -> bool:
-    """Whether a folder is laid out as this module reads it."""
-    return os.path.isdir(folder / "train") or os.path.isdir(folder / "test")
-
-
-def load_image_folder(folder: Path) -> Arrays:
+def load_images(listing: Listing) -> tuple[Tensor, Tensor]:
     """Read all images of a folder, from the cache when they have not changed.
 
     Returns:
-        `train_images` and `test_images`, uint8 (N, 32, 32, 3); their labels, int64
-        (N,); and `classes`, the folder names in alphabetical order.
+        Images, uint8 (N, 32, 32, 3), and their labels, int64 (N,).
 
     Raises:
-        InputError: A split or class is missing or empty, or an image cannot be read.
+        InputError: An image cannot be read.
     """
-    train, test = splits = list_splits(folder)
-    key = f"{CACHE_VERSION} {fingerprint(folder, splits)}"
+    folder, count = listing.folder, len(listing.paths)
+    key = f"{CACHE_VERSION} {fingerprint(listing)}"
     caches = _cache_paths(folder)
-    blank = _blank(train) | _blank(test)
-    cached = (_read_cache(path, key, blank) for path in caches)
+    cached = (_read_cache(path, key, count) for path in caches)
     decoded = next(filter(None, cached), None)
     if decoded is None:
-        decoded = _decode(train) | _decode(test)
+        decoded = _decode(listing)
         _write_cache(caches, decoded | {"key": np.array(key)})
-    for split in splits:
-        if converted := decoded[f"{split.name}_converted"]:
-            log.info(
-                f"{one_line(folder / split.name)}: {converted} of {len(split.paths)} "
-                f"images were converted to {IMAGE_SIZE}x{IMAGE_SIZE} RGB"
-            )
-    return {
-        "train_images": decoded["train_images"],
-        "train_labels": train.labels,
-        "test_images": decoded["test_images"],
-        "test_labels": test.labels,
-        "classes": np.array([one_line(name) for name in train.classes]),
-    }
+    if converted := int(decoded["converted"]):
+        log.info(
+            f"{one_line(folder)}: {converted} of {count} images were converted to "
+            f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB"
+        )
+    if others := len(listing.others):
+        log.info(
+            f"{one_line(folder)}: files that are no images were passed over: {others}, "
+            f"such as {one_line(os.path.relpath(listing.others[0], folder))}"
+        )
+    return torch.from_numpy(decoded["images"]), torch.from_numpy(listing.labels)
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
@@ -114,23 +105,20 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def _blank(split: Split) -> Arrays:
-    """The arrays that `_decode` fills and a cache file holds."""
-    shape = (len(split.paths), IMAGE_SIZE, IMAGE_SIZE, 3)
-    return {
-        f"{split.name}_images": np.empty(shape, np.uint8),
-        f"{split.name}_converted": np.zeros((), np.int64),
-    }
-
-
-def _decode(split: Split) -> Arrays:
-    images, converted = (arrays := _blank(split)).values()
-    bar = tqdm(split.paths, f"Decoding {split.name}/", leave=False, disable=None)
-    with bar:
+def _decode(listing: Listing) -> Arrays:
+    arrays = _blank(len(listing.paths))
+    title = f"Decoding {one_line(listing.folder.name)}/"
+    with tqdm(listing.paths, title, leave=False, disable=None) as bar:
         for position, path in enumerate(bar):
-            images[position], as_is = read_image(path)
-            converted += not as_is
+            arrays["images"][position], as_is = read_image(path)
+            arrays["converted"] += not as_is
     return arrays
+
+
+def _blank(count: int) -> Arrays:
+    """The arrays that `_decode` fills and a cache file holds."""
+    images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    return {"images": images, "converted": np.zeros((), np.int64)}
 
 
 def _explain(error: Exception) -> str:
@@ -150,8 +138,9 @@ def _cache_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _read_cache(path: Path, key: str, blank: Arrays) -> Arrays | None:
+def _read_cache(path: Path, key: str, count: int) -> Arrays | None:
     """The images of a cache file, if it holds those that the key stands for."""
+    blank = _blank(count)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
@@ -174,16 +163,12 @@ def _read_cache(path: Path, key: str, blank: Arrays) -> Arrays | None:
 def _write_cache(paths: list[Path], arrays: Arrays) -> None:
     """Write to the first path that can be written, whole or not at all."""
     for path in paths:
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("wb") as file:
+            with replacing(path) as file:
                 np.savez(file, allow_pickle=False, **arrays)
-            os.replace(fresh, path)
             return
         except OSError as error:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
             log.warning(
                 f"{one_line(path)}: decoded images not cached ({one_line(error)})"
             )

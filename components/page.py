@@ -7,10 +7,9 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
-from components.class_folders import one_line
+from components.class_folders import FORMATS, one_line
 from components.errors import InputError
 from components.figures import explanation
-from components.image_folder import FORMATS
 from components.inference import (
     ask,
     classify,

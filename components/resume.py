@@ -19,7 +19,6 @@ WEIGHTS_SUFFIX = ".safetensors"  # of files from which no run goes on
 # What must be the same when a run goes on, and why where it is not plain; other flags
 # may change.
 IDENTITY = {
-    "data": "",
     "batch_size": "",
     "max_epochs": "one cycle has one length, so it cannot be made longer",
     "val_size": "",

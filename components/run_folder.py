@@ -12,22 +12,28 @@ checkpoints/best.ckpt  the best one by val/acc, if anything is held out
 events.out.tfevents.*  for TensorBoard
 """
 
+import contextlib
 import itertools
 import json
+import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
 from components.errors import InputError
-from components.files import SUFFIX, replacing
+from components.files import remove_leftovers, replacing
+
+log = logging.getLogger(__name__)
 
 # Not part of what a run is, so not in its config.yaml: they say where it goes, and how
 # it treats what is there.
 PLACE = ("output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run")
+LOCK = ".lock"  # held by the run that is at work in the folder
 FILES = (
     "config.yaml",
     "metrics.csv",
@@ -60,13 +66,29 @@ class RunFolder:
                 f"--name {name!r} is not the name of a folder; use --output_dir for "
                 "the folder that it is in"
             )
-        found = _newest_first(Path(output_dir).glob("*/checkpoints/*.ckpt"))
-        self.is_stamped = name is None and not (resume and found)
-        if name is None and not self.is_stamped:
-            self.path = found[0].parent.parent
-        else:
-            stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-            self.path = Path(output_dir) / (name or f"{stamp}_seed{seed}")
+        runs = Path(output_dir)
+        newest = newest_run(runs) if resume and name is None else None
+        self.is_stamped = name is None and newest is None
+        stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}"
+        self.path = newest or runs / (name or stamp)
+        self._lock: FileLock | None = None
+        self._made: list[Path] = []  # folders that nothing has been written to yet
+
+    def __enter__(self) -> "RunFolder":
+        """Keep other runs out of a folder that is there already."""
+        if self.path.is_dir():
+            self.hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the next run in; take away a folder in which no run has begun."""
+        if self._lock is not None:
+            if self._made:
+                (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+        with contextlib.suppress(OSError):  # somebody else has put a file there
+            for path in self._made:
+                path.rmdir()
 
     @property
     def checkpoints(self) -> Path:
@@ -94,46 +116,94 @@ class RunFolder:
         paths = [*_newest_first(filter(Path.exists, (last, step))), best]
         return [path for path in paths if path.exists()]
 
-    def check_free(self) -> None:
+    def check_free(self, checkpoint: Path | None = None) -> None:
         """Refuse to mix a new run with an old one.
 
+        Args:
+            checkpoint: What the run goes on from; it may be one of the folder's own.
+
         Raises:
-            InputError: The folder has a checkpoint.
+            InputError: The folder has a checkpoint of another run.
         """
-        if self.newest_checkpoints():
+        if not self.newest_checkpoints():
+            return
+        if checkpoint is None:
             raise InputError(
                 f"{self.path} already holds a run; give another --name, --ckpt_path "
                 "last to go on with it, or --overwrite to replace it"
             )
+        if checkpoint.resolve().parent != self.checkpoints.resolve():
+            raise InputError(
+                f"{self.path} already holds another run than that of --ckpt_path "
+                f"{checkpoint}; give another --name"
+            )
 
     @rank_zero_only
-    def create(self, *, overwrite: bool) -> None:
-        """Make the folder, and take away what an earlier run left unfinished in it.
+    def hold(self) -> None:
+        """Keep other runs out for as long as this process lives, however it ends.
+
+        Raises:
+            InputError: Another run is at work in the folder, or it cannot be written.
+        """
+        if self._lock is not None:
+            return
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another run is at work in it; give another --name, or "
+                "wait for its end"
+            ) from None
+        except NotImplementedError:  # some network drives
+            log.warning(f"{self.path}: cannot be locked; start no second run in it")
+        except OSError as error:
+            raise self._unwritable(error) from None
+        else:
+            self._lock = lock
+
+    @rank_zero_only
+    def create(self) -> None:
+        """Make the folder, if it is not there; nothing in it is changed yet.
+
+        Raises:
+            InputError: It cannot be made or written, or another run is at work in it.
+        """
+        try:
+            parents = [path for path in self.path.parents if not path.exists()]
+            is_new = self.is_stamped or not self.path.exists()
+            if self.is_stamped:
+                self._claim()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._made = [self.path, *parents] if is_new else []
+            self.hold()
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    @rank_zero_only
+    def clear(self, *, overwrite: bool) -> None:
+        """Take away what an earlier run left unfinished; the folder is this run's now.
 
         Args:
             overwrite: Take away all files of an earlier run.
 
         Raises:
-            InputError: It cannot be made or written.
+            InputError: It cannot be written.
         """
+        self._made = []
         try:
-            if self.is_stamped:
-                self._claim()
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            old = [self.path / (file + SUFFIX) for file in FILES]
-            if overwrite:
-                old += [self.path / file for file in FILES]
-                old += self.path.glob("events.out.tfevents.*")
-            for path in old:
+            self.checkpoints.mkdir(exist_ok=True)
+            remove_leftovers(self.path)
+            remove_leftovers(self.checkpoints)
+            old = [self.path / file for file in FILES]
+            old += self.path.glob("events.out.tfevents.*")
+            for path in old if overwrite else ():
                 path.unlink(missing_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
         except OSError as error:
-            raise InputError(
-                f"--output_dir {self.path.parent}: cannot be written ({error}); choose "
-                "another folder"
-            ) from None
+            raise self._unwritable(error) from None
 
     @rank_zero_only
     def write_config(self, config: dict[str, Any]) -> None:
@@ -146,6 +216,12 @@ class RunFolder:
         """Write metrics.json."""
         with replacing(self.path / "metrics.json", "w") as file:
             file.write(json.dumps(metrics, indent=2) + "\n")
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"--output_dir {self.path.parent}: cannot be written ({error}); choose "
+            "another folder"
+        )
 
     def _claim(self) -> None:
         """Find a name that no other run took in the same second."""
@@ -163,5 +239,16 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return {flag: value for flag, value in config.items() if flag not in PLACE}
 
 
+def newest_run(runs: Path) -> Path | None:
+    """The run with the newest checkpoint in a folder of runs; None if there is none."""
+    found = _newest_first(runs.glob("*/checkpoints/*.ckpt"))
+    return found[0].parent.parent if found else None
+
+
 def _newest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """Files by age; those that cannot be looked at are left out."""
+    ages = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            ages[path] = path.stat().st_mtime_ns
+    return sorted(ages, key=ages.__getitem__, reverse=True)

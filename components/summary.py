@@ -69,7 +69,7 @@ def write_end(
         if "/" in name and value is not None
     }
     logger = _logger(trainer)
-    shaping = {flag: config[flag] for flag in ("lr", "precision", *IDENTITY)}
+    shaping = {flag: config[flag] for flag in ("lr", "precision", "data", *IDENTITY)}
     logger.log_hyperparams(shaping, final, step=trainer.global_step)
 
 

@@ -200,11 +200,11 @@ def test_thresholds_come_from_the_images_that_were_held_out(
     )
     data.setup()
     images = sources.load("cifar10", image_folder)
-    found = held_out(checkpoint, images.train_images, images.train_labels)
+    found = held_out(checkpoint, images.train[0], images.train[1])
     assert torch.equal(found, data.val_set[0])
-    others = 255 - images.train_images
+    others = 255 - images.train[0]
     with pytest.raises(InputError, match="give those it was trained with"):
-        held_out(checkpoint, others, images.train_labels)
+        held_out(checkpoint, others, images.train[1])
 
 
 def measured_scores() -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,10 +87,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
-    (tmp_path / "last.ckpt.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "full")
+    (tmp_path / ".full.tmp").symlink_to("/dev/full")
     with pytest.raises(InputError, match="No space left on device"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}

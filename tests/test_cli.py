@@ -46,7 +46,7 @@ WRONG = {
     "broken number": (["--batch_size", "1.5"], "got '1.5'"),
     "accelerator": (["--accelerator", "warp"], "'cpu' or 'gpu'"),
     "precision": (["--precision", "7"], "--precision must be 'auto' or '32-true'"),
-    "data": (["--data", "nosuch"], "--data must be 'cifar10' or 'synthetic'"),
+    "data": (["--data", "nosuch"], "--data must be 'auto' or 'cifar10' or 'folder'"),
     "finder": (["--lr_finder", "dice"], "--lr_finder must be"),
     "fp16 on CPU": (
         ["--precision", "16-mixed", *QUICK],
@@ -60,7 +60,7 @@ WRONG = {
     "batch size 0": (["--batch_size", "0"], "--batch_size must be a whole number, at"),
     "large batch": (
         [*SYNTHETIC, "--batch_size", "4501"],
-        "--batch_size 4501 is more than the 5000 training images less the 500",
+        "--batch_size 4501 is more than the 4500 training images, 500 held out; give",
     ),
     "lr 0": (["--lr", "0"], "--lr must be a finite number above 0, or auto, got 0"),
     "lr nan": (["--lr", "nan"], "--lr must be a number or 'auto', got 'nan'"),
@@ -76,7 +76,7 @@ WRONG = {
     "val size": (["--val_size", "-1"], "--val_size must be a whole number, at least 0"),
     "large val size": (
         [*SYNTHETIC, "--val_size", "5000"],
-        "--val_size 5000 leaves nothing of 5000 training images",
+        "--val_size 5000 leaves too few of 5000 images for 10 classes; give",
     ),
     "smoothing": (["--label_smoothing", "2"], "--label_smoothing must be from 0 to be"),
     "decay": (["--weight_decay", "-0.1"], "--weight_decay must be a finite number"),

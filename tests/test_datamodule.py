@@ -1,6 +1,7 @@
 """The data module: split, statistics, and who is augmented."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,50 @@ def test_split_keeps_the_shares_of_unequal_classes() -> None:
     labels = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
     _, val = stratified_split(labels, 50, seed=0)
     assert labels[val].bincount().tolist() == [30, 15, 5]
+
+
+def test_split_leaves_an_image_of_every_class() -> None:
+    labels = torch.tensor([0] * 5 + [1] + [2] * 94)
+    for val_size in (50, 95, 97):
+        train, val = stratified_split(labels, val_size, seed=0)
+        assert len(val) == val_size
+        assert sorted([*train.tolist(), *val.tolist()]) == list(range(100))
+        assert labels[train].bincount(minlength=3).min() >= 1
+
+
+def test_a_class_with_one_image_to_train_on_is_named(
+    image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "own")
+    for path in [*(tmp_path / "own/train/red").iterdir()][1:]:
+        path.unlink()
+    data = CIFAR10DataModule(data_dir="own", batch_size=32, val_size=60)
+    data.setup()
+    assert "class 'red' has one image to train on, of 1 there; more " in caplog.text
+    assert "class 'blue'" not in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "count"), [("auto", 30), (30, 30), (0, 0)])
+def test_val_folder_is_the_validation_set(
+    asked: Any, count: int, image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "own")
+    shutil.copytree(image_folder / "test", tmp_path / "own/val")
+    data = CIFAR10DataModule(data_dir="own", batch_size=32, val_size=asked)
+    data.setup()
+    assert data.sizes() == {"train": 120, "val": count, "test": 30}
+    assert data.val_size == count
+    assert torch.equal(data.val_set[0], data.test_set[0][:count])
+
+
+def test_val_folder_of_another_size_than_asked(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "own")
+    shutil.copytree(image_folder / "test", tmp_path / "own/val")
+    data = CIFAR10DataModule(data_dir="own", batch_size=32, val_size=12)
+    with pytest.raises(InputError, match=r"--val_size 12: .*val has 30 images, and"):
+        data.setup()
 
 
 def test_split_depends_on_the_seed_alone() -> None:
@@ -116,8 +161,12 @@ def test_nothing_held_out(image_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("batch_size", "val_size", "message"),
     [
-        (32, 120, "--val_size 120 leaves nothing of 120 training images"),
-        (109, 12, "--batch_size 109 is more than the 120 training images less the 12"),
+        (
+            32,
+            118,
+            "--val_size 118 leaves too few of 120 images for 3 classes; give",
+        ),
+        (109, 12, "--batch_size 109 is more than the 108 training images, 12 held out"),
     ],
 )
 def test_impossible_sizes(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import secrets
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from archive_server import Server
-from components import download
+from components import download, sources
 from components.errors import InputError
 from components.sources import fetch, load
 from datamodule import CIFAR10DataModule
@@ -99,9 +100,9 @@ def test_cifar10_is_downloaded_once(tmp_path: Path, server: Server) -> None:
     fetch("cifar10", tmp_path / "data")
     images = load("cifar10", tmp_path / "data")
     assert images.classes == ("cat", "dog")
-    assert images.train_images[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert images.test_images[:, 0, 0, 0].tolist() == [5, 5]
-    assert images.test_labels.tolist() == [1, 0]
+    assert images.train[0][:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert images.test[0][:, 0, 0, 0].tolist() == [5, 5]
+    assert images.test[1].tolist() == [1, 0]
     fetch("cifar10", tmp_path / "data")
     assert server.asked == ["whole"]
     assert names(tmp_path / "data") == [FOLDER, ARCHIVE]
@@ -117,7 +118,7 @@ def test_mirrors_are_tried_in_turn(
     fetch("cifar10", tmp_path / "data", server.url("short"))
     assert server.asked == ["short", "missing", "wrong", "whole"]
     assert "/short: ended after" in caplog.text
-    assert len(load("cifar10", tmp_path / "data").train_labels) == 10
+    assert len(load("cifar10", tmp_path / "data").train[1]) == 10
 
 
 def test_the_data_module_asks_its_own_address_first(
@@ -204,7 +205,7 @@ def test_what_is_no_web_address_is_refused(tmp_path: Path, url: str) -> None:
 def test_of_two_at_once_one_downloads(tmp_path: Path, server: Server) -> None:
     def fetch_and_load() -> None:
         fetch("cifar10", tmp_path / "data")
-        counts.append(len(load("cifar10", tmp_path / "data").train_labels))
+        counts.append(len(load("cifar10", tmp_path / "data").train[1]))
 
     counts: list[int] = []
     threads = [threading.Thread(target=fetch_and_load) for _ in range(3)]
@@ -223,33 +224,38 @@ def test_a_process_killed_half_way_leaves_nothing_that_is_trusted(
         "import pathlib, sys; from components.download import download;"
         "download([sys.argv[1]], pathlib.Path(sys.argv[2]), sys.argv[3])"
     )
-    target, part = tmp_path / ARCHIVE, tmp_path / f"{ARCHIVE}.tmp"
+    target = tmp_path / ARCHIVE
     arguments = [server.url("stalled"), str(target), CIFAR10.tgz_md5]
     root = Path(__file__).parents[1]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=root)
     deadline = time.monotonic() + 30
-    while not (part.exists() and part.stat().st_size):
+    while not any(part.stat().st_size for part in tmp_path.glob(".*.tmp")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert names(tmp_path) == [part.name]
+    assert not target.exists()
     unpacked = tmp_path / f".{FOLDER}.tmp" / FOLDER  # as from a kill while unpacking
     unpacked.mkdir(parents=True)
     (unpacked / "data_batch_0").write_text("half")
     fetch("cifar10", tmp_path)
     assert names(tmp_path) == [FOLDER, ARCHIVE]
     assert names(tmp_path / FOLDER) == sorted(batches)
-    assert len(load("cifar10", tmp_path).train_labels) == 10
+    assert len(load("cifar10", tmp_path).train[1]) == 10
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
 def test_a_full_disk_ends_the_download(
-    tmp_path: Path, server: Server, use_mirrors: UseMirrors
+    tmp_path: Path,
+    server: Server,
+    use_mirrors: UseMirrors,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_mirrors("whole", "silent")
-    (tmp_path / f"{ARCHIVE}.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "full")
+    (tmp_path / ".full.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(sources, "remove_leftovers", lambda _: None)
     text = refusal(tmp_path)
     assert "/whole: cannot be saved, No space left on device)" in text
     assert server.asked == ["whole"]
@@ -276,7 +282,7 @@ def test_an_archive_of_the_user_is_unpacked(tmp_path: Path, server: Server) -> N
     (tmp_path / ARCHIVE).write_bytes(server.content)
     fetch("cifar10", tmp_path)
     assert server.asked == []
-    assert len(load("cifar10", tmp_path).train_labels) == 10
+    assert len(load("cifar10", tmp_path).train[1]) == 10
 
 
 def test_another_archive_is_replaced_only_by_the_right_one(
@@ -298,7 +304,7 @@ def test_a_damaged_folder_is_kept_beside_the_right_one(
         (tmp_path / FOLDER).mkdir(exist_ok=True)
         (tmp_path / FOLDER / "data_batch_1").write_text(f"mine {number}")
         fetch("cifar10", tmp_path)
-        assert len(load("cifar10", tmp_path).train_labels) == 10
+        assert len(load("cifar10", tmp_path).train[1]) == 10
         aside = tmp_path / f"{FOLDER}.old{number}"
         assert (aside / "data_batch_1").read_text() == f"mine {number}"
     assert server.asked == ["whole"]

@@ -19,8 +19,8 @@ from PIL import Image
 import train
 from components import cli
 from components.errors import InputError
-from components.image_folder import load_image_folder
 from components.resume import read_checkpoint
+from components.sources import load
 from run_files import LAST, assert_same
 
 
@@ -217,14 +217,14 @@ def check_image(form: str, damage: Damage) -> None:
         path.write_bytes(damage(good.getvalue()) if is_bad else good.getvalue())
     refused = ""
     try:
-        arrays = load_image_folder(Path("fuzz"))
+        images = load("folder", Path("fuzz"))
     except InputError as error:
         refused = str(error)
     if refused:
         assert re.match(r".*train.b.image\.\w+'?: ", refused)
         assert "\n" not in refused
     else:
-        assert arrays["train_images"].shape == (2, 32, 32, 3)
+        assert images.train[0].shape == (2, 32, 32, 3)
 
 
 @fuzz(60)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from components import image_folder as folders
 from components.errors import InputError
-from components.image_folder import load_image_folder, to_pixels
+from components.image_folder import to_pixels
 from components.sources import load
 
 Damage = Callable[[Path], object]
@@ -37,35 +37,39 @@ def small_folder(tmp_path: Path) -> Path:
 
 
 def test_image_folder_holds_the_pixels_and_labels(small_folder: Path) -> None:
-    images = load("cifar10", small_folder)
+    images = load("folder", small_folder)
     assert images.classes == ("cat", "dog")
-    assert images.train_labels.tolist() == images.test_labels.tolist() == [0, 0, 1, 1]
-    assert images.train_images.shape == (4, 32, 32, 3)
-    assert images.train_images[3, 5, 5].tolist() == [100, 50, 7]
+    assert images.train[1].tolist() == images.test[1].tolist() == [0, 0, 1, 1]
+    assert images.train[0].shape == (4, 32, 32, 3)
+    assert images.train[0][3, 5, 5].tolist() == [100, 50, 7]
 
 
 def test_image_folder_is_decoded_once(
     small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load("cifar10", small_folder)
+    first = load("folder", small_folder)
     with monkeypatch.context() as patch:
         patch.setattr(folders, "to_pixels", None)  # would fail if it were called
-        assert torch.equal(load("cifar10", small_folder)[0], first[0])
+        assert torch.equal(load("folder", small_folder).train[0], first.train[0])
         # However the folder is named.
-        assert torch.equal(load("cifar10", Path(small_folder.name))[0], first[0])
+        assert torch.equal(
+            load("folder", Path(small_folder.name)).train[0], first.train[0]
+        )
     changed = Image.new("RGB", (32, 32), (9, 9, 9))
     changed.save(small_folder / "train" / "cat" / "0.png")
-    assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [9, 9, 9]
+    assert load("folder", small_folder).train[0][0, 0, 0].tolist() == [9, 9, 9]
 
 
 def test_cache_goes_elsewhere_where_the_folder_cannot_be_written(
     small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (small_folder / folders.CACHE_NAME).mkdir()  # so no file can take its place
-    first = load("cifar10", small_folder)
+    (
+        small_folder / "train" / folders.CACHE_NAME
+    ).mkdir()  # so no file can take its place
+    first = load("folder", small_folder)
     with monkeypatch.context() as patch:
         patch.setattr(folders, "to_pixels", None)
-        assert torch.equal(load("cifar10", small_folder)[0], first[0])
+        assert torch.equal(load("folder", small_folder).train[0], first.train[0])
     assert len(list(Path.home().glob(".cache/cifar10-lightning/*.npz"))) == 1
 
 
@@ -77,10 +81,10 @@ def test_other_sizes_and_modes_are_converted_and_counted(
     wide.paste("blue", (15, 0, 75, 60))  # the centred square
     wide.save(small_folder / "train" / "dog" / "1.png")
     with caplog.at_level(logging.INFO):
-        images = load("cifar10", small_folder)
-    assert (images.train_images[0] == 77).all()
-    assert images.train_images[3, 16, 16].tolist() == [0, 0, 255]
-    assert (images.train_images[3, :, 1:-1, 2] > 250).all()
+        images = load("folder", small_folder)
+    assert (images.train[0][0] == 77).all()
+    assert images.train[0][3, 16, 16].tolist() == [0, 0, 255]
+    assert (images.train[0][3, :, 1:-1, 2] > 250).all()
     assert "train: 2 of 4 images were converted to 32x32 RGB" in caplog.text
     assert "test:" not in caplog.text
 
@@ -119,7 +123,7 @@ def test_of_a_moving_picture_the_first_frame_counts(
     frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
     with Image.open(path) as image:
         assert getattr(image, "n_frames", 1) == 3
-    images = load("cifar10", small_folder).train_images
+    images = load("folder", small_folder).train[0]
     assert len(images) == 5
     position = sorted(["0.png", "1.png", name]).index(name)
     assert (images[position] == torch.tensor([255, 0, 0])).all()
@@ -129,7 +133,7 @@ def test_a_cmyk_photo_and_a_16_bit_scan(small_folder: Path) -> None:
     cats = small_folder / "train" / "cat"
     Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(cats / "0.jpg", quality=95)
     Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)).save(cats / "1.png")
-    images = load("cifar10", small_folder).train_images
+    images = load("folder", small_folder).train[0]
     assert (images[0].float() - torch.tensor([255.0, 0, 0])).abs().max() < 4
     assert (images[2] == 90).all()
 
@@ -137,7 +141,7 @@ def test_a_cmyk_photo_and_a_16_bit_scan(small_folder: Path) -> None:
 def test_fifty_megapixels_are_read(small_folder: Path) -> None:
     path = small_folder / "train" / "cat" / "0.png"
     Image.new("1", (10_000, 5_000), 1).save(path)
-    assert (load("cifar10", small_folder).train_images[0] == 255).all()
+    assert (load("folder", small_folder).train[0][0] == 255).all()
 
 
 def write_png_header(path: Path, width: int, height: int) -> None:
@@ -156,13 +160,16 @@ def tear_photo(path: Path) -> None:
 
 
 IMAGE_FAULTS: dict[str, tuple[Damage, str]] = {
-    "text": (lambda path: path.write_text("x"), "none of BMP, GIF, JPEG, PNG, "),
-    "empty": (lambda path: path.write_bytes(b""), "none of BMP, GIF, JPEG, PNG, "),
+    "text": (lambda path: path.write_text("x"), "none of AVIF, BMP, GIF, JPEG, PNG, "),
+    "empty": (
+        lambda path: path.write_bytes(b""),
+        "none of AVIF, BMP, GIF, JPEG, PNG, ",
+    ),
     "PostScript": (
         lambda path: path.write_text(
             "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
         ),
-        "none of BMP, GIF, JPEG, PNG, ",
+        "none of AVIF, BMP, GIF, JPEG, PNG, ",
     ),
     "torn": (
         lambda path: path.write_bytes(path.read_bytes()[:-500]),
@@ -259,7 +266,7 @@ def missing_split(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (empty_class, "emu: no image (.jpg .jpeg "),
+        (empty_class, "emu: no image (AVIF, BMP, "),
         (missing_in_test, "class 'dog' is in train/ but not in test/"),
         (missing_in_train, "class 'emu' is in test/ but not in train/"),
         (one_class, "only the class 'cat'; give at least two"),
@@ -289,7 +296,7 @@ def test_an_error_is_one_line_whatever_the_names(small_folder: Path) -> None:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(InputError) as caught:
-        load_image_folder(folder)
+        load("folder", folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -304,10 +311,10 @@ def test_links_are_followed_but_not_in_circles(
     shutil.copytree(test / "cat", tmp_path / "elsewhere" / "more")
     (test / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(test / "cat")
-    images = load("cifar10", small_folder)
-    assert images.train_labels.tolist() == [0, 0, 1, 1]
-    assert images.test_labels.tolist() == [0, 0, 0, 0, 1, 1]
-    assert images.test_images[:, 0, 0, 1].tolist() == [0, 50, 0, 50, 0, 50]
+    images = load("folder", small_folder)
+    assert images.train[1].tolist() == [0, 0, 1, 1]
+    assert images.test[1].tolist() == [0, 0, 0, 0, 1, 1]
+    assert images.test[0][:, 0, 0, 1].tolist() == [0, 50, 0, 50, 0, 50]
 
 
 def test_hidden_files_and_folders_named_like_images_are_passed_over(
@@ -318,9 +325,9 @@ def test_hidden_files_and_folders_named_like_images_are_passed_over(
         (small_folder / split / "cat" / "._0.png").write_text("of a Mac")
         (small_folder / split / "cat" / "notes.txt").write_text("no image")
         (small_folder / split / "cat" / "x.png").mkdir()
-    images = load("cifar10", small_folder)
+    images = load("folder", small_folder)
     assert images.classes == ("cat", "dog")
-    assert images.train_labels.tolist() == [0, 0, 1, 1]
+    assert images.train[1].tolist() == [0, 0, 1, 1]
 
 
 @posix
@@ -337,12 +344,12 @@ def test_names_may_be_in_any_script_or_none(
             folder = small_folder / split / name
             folder.mkdir()
             Image.new("RGB", (32, 32), "red").save(folder / f"{name}.png")
-    first = load("cifar10", small_folder)
+    first = load("folder", small_folder)
     assert sorted(first.classes) == sorted(["cat", "dog", *shown])
-    assert sorted(first.train_labels.bincount()) == [1] * len(odd) + [2] * 2
+    assert sorted(first.train[1].bincount()) == [1] * len(odd) + [2] * 2
     with monkeypatch.context() as patch:
         patch.setattr(folders, "to_pixels", None)  # what follows is from the cache
-        assert load("cifar10", small_folder).classes == first.classes
+        assert load("folder", small_folder).classes == first.classes
     (small_folder / "train" / odd[-1] / f"{odd[-1]}.png").write_text("x")
     assert f"{shown[-1]}.png: not a readable image" in refusal(small_folder)
 
@@ -352,12 +359,12 @@ def test_a_change_that_keeps_size_and_time_is_seen(small_folder: Path) -> None:
     path = small_folder / "train" / "cat" / "0.bmp"
     Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
     before = path.stat()
-    assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [1, 2, 3]
+    assert load("folder", small_folder).train[0][0, 0, 0].tolist() == [1, 2, 3]
     Image.new("RGB", (32, 32), (4, 5, 6)).save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
     assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert load("cifar10", small_folder)[0][0, 0, 0].tolist() == [4, 5, 6]
+    assert load("folder", small_folder).train[0][0, 0, 0].tolist() == [4, 5, 6]
 
 
 class Explosive:
@@ -384,13 +391,11 @@ CACHE_FAULTS: dict[str, Damage] = {
     "text": lambda cache: cache.write_text("not a cache"),
     "one array": save_array,
     "no arrays": lambda cache: np.savez(cache),
-    "hostile": lambda cache: resave(cache, train_images=np.array([Explosive()])),
+    "hostile": lambda cache: resave(cache, images=np.array([Explosive()])),
     "hostile key": lambda cache: resave(cache, key=np.array([Explosive()])),
-    "fewer": lambda cache: resave(
-        cache, train_images=np.zeros((3, 32, 32, 3), np.uint8)
-    ),
-    "floats": lambda cache: resave(cache, test_images=np.zeros((4, 32, 32, 3))),
-    "many counts": lambda cache: resave(cache, train_converted=np.zeros(2, np.int64)),
+    "fewer": lambda cache: resave(cache, images=np.zeros((3, 32, 32, 3), np.uint8)),
+    "floats": lambda cache: resave(cache, images=np.zeros((4, 32, 32, 3))),
+    "many counts": lambda cache: resave(cache, converted=np.zeros(2, np.int64)),
 }
 
 
@@ -401,13 +406,13 @@ def test_a_bad_cache_is_replaced(
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    first = load("cifar10", small_folder)
-    CACHE_FAULTS[fault](small_folder / folders.CACHE_NAME)
-    assert torch.equal(load("cifar10", small_folder).train_images, first.train_images)
+    first = load("folder", small_folder)
+    CACHE_FAULTS[fault](small_folder / "train" / folders.CACHE_NAME)
+    assert torch.equal(load("folder", small_folder).train[0], first.train[0])
     assert f"{folders.CACHE_NAME}: cache not usable" in caplog.text
     assert not Path("exploded").exists()
     monkeypatch.setattr(folders, "to_pixels", None)
-    assert torch.equal(load("cifar10", small_folder).test_images, first.test_images)
+    assert torch.equal(load("folder", small_folder).test[0], first.test[0])
 
 
 def test_a_user_without_a_home_has_a_cache_in_the_folder_alone(
@@ -417,5 +422,5 @@ def test_a_user_without_a_home_has_a_cache_in_the_folder_alone(
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    assert len(load("cifar10", small_folder).train_images) == 4
-    assert (small_folder / folders.CACHE_NAME).exists()
+    assert len(load("folder", small_folder).train[0]) == 4
+    assert (small_folder / "train" / folders.CACHE_NAME).exists()

@@ -91,12 +91,12 @@ def test_a_stopped_sweep_goes_on_and_parts_add_up(
     plain_create = RunFolder.create
     made = 0
 
-    def create(run: RunFolder, *, overwrite: bool) -> None:
+    def create(run: RunFolder) -> None:
         nonlocal made
         made += 1
         if made == 2:
             raise StoppedError(signal.SIGTERM)
-        plain_create(run, overwrite=overwrite)
+        plain_create(run)
 
     monkeypatch.setattr(RunFolder, "create", create)
     quick["seeds"] = 1

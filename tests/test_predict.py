@@ -163,7 +163,7 @@ def test_what_cannot_be_read_has_its_own_line_and_the_rest_is_done(
     bad = {
         "huge.png": "more than 5000 pixels",
         "broken.png": "not a readable image",
-        "text.jpg": "none of BMP, GIF",
+        "text.jpg": "none of AVIF, BMP, GIF",
         "nosuch.png": "No such file",
     }
     names = [*bad, "good.png"]

@@ -120,10 +120,10 @@ def test_a_signal_keeps_the_runs_before(
 ) -> None:
     plain_create = RunFolder.create
 
-    def create(run: RunFolder, *, overwrite: bool) -> None:
+    def create(run: RunFolder) -> None:
         if run.path.name == "small_seed1":
             raise StoppedError(signal.SIGTERM)
-        plain_create(run, overwrite=overwrite)
+        plain_create(run)
 
     monkeypatch.setattr(RunFolder, "create", create)
     monkeypatch.setattr(sys, "argv", ["benchmarks/recipe.py"])

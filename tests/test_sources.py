@@ -23,8 +23,8 @@ def test_synthetic_source_has_the_documented_sizes(tmp_path: Path) -> None:
     fetch("synthetic", tmp_path / "nowhere")
     images = load("synthetic", tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-    assert images.train_images.shape == (5000, 32, 32, 3)
-    assert images.test_images.shape == (1000, 32, 32, 3)
+    assert images.train[0].shape == (5000, 32, 32, 3)
+    assert images.test[0].shape == (1000, 32, 32, 3)
     assert images.classes == SHAPES
-    train = {image.numpy().tobytes() for image in images.train_images}
-    assert not any(image.numpy().tobytes() in train for image in images.test_images)
+    train = {image.numpy().tobytes() for image in images.train[0]}
+    assert not any(image.numpy().tobytes() in train for image in images.test[0])

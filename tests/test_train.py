@@ -29,6 +29,7 @@ def test_run_folder_is_complete(quick_train: Train) -> None:
     run = Path("runs/run")
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {name for name in names if "tfevents" not in name} == {
+        ".lock",
         "config.yaml",
         "metrics.csv",
         "metrics.json",

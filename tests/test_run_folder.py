@@ -1,0 +1,131 @@
+"""One run a folder: what keeps runs apart, and what is taken away when."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.checkpoint import checkpoint_callbacks
+from components.errors import InputError
+from components.run_folder import RunFolder
+from run_files import LAST
+
+Train = Callable[..., dict[str, Any]]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files of a folder but the lock, which says nothing of a run."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths if path.name != ".lock"}
+
+
+HOLDER = """
+import sys, time
+from components.run_folder import RunFolder
+
+with RunFolder("runs", "run", 0) as run:
+    run.create()
+    run.clear(overwrite=False)
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(
+    quick_train: Train,
+) -> None:
+    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, env=environment
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    before = contents(Path("runs"))
+    for flags in ({}, {"overwrite": True}, {"ckpt_path": "last"}):
+        with pytest.raises(InputError, match="run: another run is at work in it; give"):
+            quick_train(**flags)
+    assert contents(Path("runs")) == before
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    quick_train(max_epochs=1)
+    quick_train(max_epochs=1, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"lr_finder": "torch-lr-finder", "precision": "bf16-true", "lr": "auto"},
+        {"batch_size": 1000},
+        {"limit_test_batches": 0.01},
+    ],
+)
+def test_overwrite_destroys_nothing_before_all_checks(
+    quick_train: Train, fault: dict[str, Any]
+) -> None:
+    quick_train(max_epochs=1)
+    before = contents(Path("runs"))
+    with pytest.raises(InputError):
+        quick_train(overwrite=True, **fault)
+    assert contents(Path("runs")) == before
+    with pytest.raises(InputError):
+        quick_train(name="new", output_dir="other/runs", **fault)
+    assert not Path("other").exists()
+
+
+def test_a_checkpoint_of_another_run_never_writes_into_a_run(
+    quick_train: Train,
+) -> None:
+    quick_train(max_epochs=1)
+    quick_train(max_epochs=1, name="other", seed=1)
+    before = contents(Path("runs/other"))
+    with pytest.raises(InputError, match=f"--ckpt_path {LAST}; give another --name"):
+        quick_train(max_epochs=1, name="other", ckpt_path=str(LAST))
+    assert contents(Path("runs/other")) == before
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    """And does not replace it by a worse one."""
+    best, _ = checkpoint_callbacks(tmp_path / "a", best=True)
+    path, score = tmp_path / "a" / "best.ckpt", torch.tensor(0.9)
+    path.parent.mkdir()
+    path.touch()
+    best.best_model_path, best.best_model_score = str(path), score
+    best.best_k_models, best.kth_value = {str(path): score}, score
+    state = best.state_dict()
+    path.parent.rename(tmp_path / "b")
+    moved, _ = checkpoint_callbacks(tmp_path / "b", best=True)
+    moved.load_state_dict(state)
+    assert moved.best_model_score == score
+    assert moved.best_k_models == {str(tmp_path / "b" / "best.ckpt"): score}
+    elsewhere, _ = checkpoint_callbacks(tmp_path / "c", best=True)
+    with pytest.warns(UserWarning, match="The dirpath has changed"):
+        elsewhere.load_state_dict(state)  # the best checkpoint is not there
+    assert elsewhere.best_model_score is None
+
+
+def test_a_run_does_not_look_into_the_folders_of_others(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_train(max_epochs=1, name="other")
+    looked: list[str] = []
+    stat = Path.stat
+
+    def note(path: Path, **arguments: Any) -> os.stat_result:
+        looked.append(str(path))
+        return stat(path, **arguments)
+
+    monkeypatch.setattr(Path, "stat", note)
+    with RunFolder("runs", "run", 0) as run:
+        run.check_free()
+        run.create()
+        run.clear(overwrite=False)
+    RunFolder("runs", None, 0)
+    assert not [path for path in looked if "other" in path]
+    assert RunFolder("runs", None, 0, resume=True).path == Path("runs/other")
