@@ -1,7 +1,7 @@
 """`LitCustomResNet`: the network with its loss, metrics, optimizer and schedule."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, Self
 
 import pytorch_lightning as pl
 import torch
@@ -58,7 +58,6 @@ class LitCustomResNet(pl.LightningModule):
         self.save_hyperparameters(logger=False)
         num_classes = len(classes)
         self.net = CustomResNet(num_classes, base_width)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Not persistent: they are hyper-parameters already.
         levels = 255 * torch.tensor([mean, std]).view(2, 1, 3, 1, 1)
         self.register_buffer("mean", levels[0], persistent=False)
@@ -75,13 +74,29 @@ class LitCustomResNet(pl.LightningModule):
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
         self.test_acc_tta = MulticlassAccuracy(num_classes, average="micro")
+        self._settle_formats()
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move to another device or number format; the metrics stay in float32."""
+        super().to(*args, **kwargs)
+        self._settle_formats()
+        return self
+
+    def _settle_formats(self) -> None:
+        self.net.to(memory_format=layout(self.device))  # type: ignore[call-overload]
+        # In half precision a sum of losses stands still, or overflows.
+        for metric in (self.train_loss, self.val_loss, self.test_loss):
+            metric.set_dtype(torch.float32)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (B, 3, 32, 32) to logits (B, num_classes).
 
         Normalisation is part of the model, so nothing that uses it can get it wrong.
         """
-        logits: Tensor = self.net((images.to(self.mean.dtype) - self.mean) / self.std)
+        normalised = (images.to(self.mean.dtype) - self.mean) / self.std
+        if self.device.type == "mps":  # batches are channels_last
+            normalised = normalised.contiguous()
+        logits: Tensor = self.net(normalised)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -146,7 +161,7 @@ class LitCustomResNet(pl.LightningModule):
         """Adam without a schedule; weight decay is decoupled and spares batch norm."""
         weights = [p for p in self.net.parameters() if p.ndim > 1]
         norms = [p for p in self.net.parameters() if p.ndim <= 1]
-        return torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             [
                 {"params": weights, "weight_decay": self.hparams["weight_decay"]},
                 {"params": norms, "weight_decay": 0.0},
@@ -155,6 +170,8 @@ class LitCustomResNet(pl.LightningModule):
             decoupled_weight_decay=True,
             fused=self.device.type in ("cpu", "cuda"),
         )
+        optimizer.register_load_state_dict_post_hook(_lay_out_as_weights)
+        return optimizer
 
     def _evaluate(self, batch: Batch, loss: Metric, accuracy: Metric) -> Tensor:
         images, labels = batch
@@ -165,3 +182,25 @@ class LitCustomResNet(pl.LightningModule):
 
     def _log_epoch(self, split: str, loss: Metric, accuracy: Metric) -> None:
         self.log_dict({f"{split}/loss": loss, f"{split}/acc": accuracy})
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """How weights and maps lie in the memory of a device that trains.
+
+    Channels last are faster. On a Mac's GPU batch norm gets its gradients wrong then:
+    https://github.com/pytorch/pytorch/issues/175189.
+    """
+    if device.type == "mps":
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Lay Adam's means out as the weights, whatever device saved them.
+
+    Fused Adam pairs them in the order in which they lie in memory.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == weight.shape:
+                state[name] = torch.empty_like(weight).copy_(value)

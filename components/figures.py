@@ -90,12 +90,12 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
         counts: int64 (C, C), true classes down, predicted ones across.
         classes: Name of each of the C classes.
     """
+    counts = counts.cpu()  # a Mac's GPU has no float64
     share = 100 * counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
     side = min(0.6 * len(classes) + 2, 16)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    cells = share.cpu().numpy()
-    axes.imshow(cells, cmap=SHADES, vmin=0, vmax=100, interpolation="none")
+    axes.imshow(share.numpy(), cmap=SHADES, vmin=0, vmax=100, interpolation="none")
     ticks, names = range(len(classes)), [_short(name) for name in classes]
     # A class may be named $like_this, which is no formula.
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
