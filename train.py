@@ -52,7 +52,7 @@ FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 def train(
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto",
-    devices: int | str = "auto",
+    devices: int | str = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: Precision = "auto",
@@ -93,7 +93,7 @@ def train(
 
     Args:
         accelerator: What trains; auto takes a GPU where there is one.
-        devices: Number of devices or processes, or a list of GPUs such as 0,1.
+        devices: Number of devices, a list of GPUs such as 0,1, or auto for all.
         num_nodes: Number of machines.
         strategy: Lightning's strategy for several devices, such as ddp.
         precision: Number format; auto takes bf16-mixed where the device is good at it.

@@ -1,21 +1,32 @@
 """What the run stands on: device, precision, versions, commit."""
 
 import ctypes
+import logging
 import math
 import platform
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.strategies.launchers import (
+    _MultiProcessingLauncher,
+    _SubprocessScriptLauncher,
+)
 
 from components.errors import InputError
+
+log = logging.getLogger(__name__)
 
 Precision = Literal[
     "auto",
@@ -28,6 +39,10 @@ Precision = Literal[
 ]
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "tensorboard")
 PROJECT = Path(__file__).resolve().parent.parent
+NEEDS_SCRIPT = (
+    "several processes are started from a script, not forked, spawned or from "
+    "interactive Python; use python train.py --devices 2 --strategy ddp, or one device"
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -50,6 +65,8 @@ def choose_hardware(
 ) -> Hardware:
     """Settle device and precision before anything else happens.
 
+    With "auto", a GPU that cannot be used is named, and the CPU taken.
+
     Raises:
         InputError: This machine has not got what is asked for.
     """
@@ -59,29 +76,135 @@ def choose_hardware(
         "num_nodes": num_nodes,
         "strategy": strategy,
     }
+    asked = f"--accelerator {accelerator} --devices {devices} --strategy {strategy}"
+    # Whoever asks for the CPU knows it; this also holds for the Trainers to come.
+    warnings.filterwarnings("ignore", "GPU available but not used")
     try:
         trainer = pl.Trainer(**arguments, logger=False, enable_checkpointing=False)
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
+        wants_nvidia = accelerator in ("gpu", "cuda") and sys.platform != "darwin"
+        if wants_nvidia and (problem := cuda_problem()):
+            raise InputError(f"{asked}: {problem}, or give --accelerator cpu") from None
+        if "not compatible with an interactive" in reason:
+            raise InputError(f"{asked}: {NEEDS_SCRIPT}") from None
         raise InputError(
-            f"--accelerator {accelerator} --devices {devices} --strategy {strategy}: "
-            f"not possible here ({reason}); --accelerator cpu --devices 1 always is"
+            f"{asked}: not possible here ({reason}); --accelerator cpu --devices 1 "
+            "always is"
         ) from None
+    _check_launcher(trainer, asked)
     device = trainer.strategy.root_device
+    is_nvidia = device.type == "cuda" or (
+        accelerator == "auto" and shutil.which("nvidia-smi") is not None
+    )
+    if is_nvidia and (problem := cuda_problem(device.index)):
+        if accelerator != "auto":
+            raise InputError(f"{asked}: {problem}, or give --accelerator cpu")
+        log.warning(f"going on without the GPU: {problem}")
+        if device.type == "cuda":
+            return choose_hardware("cpu", devices, num_nodes, strategy, precision)
     arguments["precision"] = resolve_precision(precision, device)
     return Hardware(arguments, device, trainer.world_size)
+
+
+def cuda_problem(index: int | None = None) -> str | None:
+    """Why PyTorch cannot use a GPU of NVIDIA's, and what to do; None where it can.
+
+    Args:
+        index: Of the GPU; None for the first.
+    """
+    if not torch.backends.cuda.is_built():
+        return (
+            f"PyTorch {torch.__version__} is built without CUDA; install a build for "
+            "CUDA"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what is told here
+            torch.cuda.init()
+    except RuntimeError as error:
+        reason = str(error)
+        if "too old" in reason:
+            return (
+                f"the NVIDIA driver is too old for CUDA {torch.version.cuda}, which "
+                "this PyTorch uses; update it or install PyTorch for an older CUDA"
+            )
+        if "no NVIDIA driver" in reason:
+            return "there is no NVIDIA GPU, or no driver of it; install the driver"
+        if "No CUDA GPUs" in reason:
+            return "no NVIDIA GPU is visible; see what CUDA_VISIBLE_DEVICES says"
+        return f"{reason.splitlines()[0].split('. ')[0].rstrip('.')}; put that right"
+    if torch.version.hip is not None:  # its GPUs have names, not numbers
+        return None
+    return _capability_problem(index or 0, torch.cuda.get_arch_list())
+
+
+def _capability_problem(index: int, built_for: list[str]) -> str | None:
+    """Whether there are kernels for a GPU, given `torch.cuda.get_arch_list()`."""
+    found = torch.cuda.get_device_capability(index)
+    kinds = [re.match(r"(sm|compute)_(\d+)(\d)", name) for name in built_for]
+    codes = [(kind[1], int(kind[2]), int(kind[3])) for kind in kinds if kind]
+    # Machine code runs within a major version, and the driver compiles the rest.
+    if not codes or any(
+        (major, minor) <= found and (kind == "compute" or major == found[0])
+        for kind, major, minor in codes
+    ):
+        return None
+    versions = sorted({(major, minor) for _, major, minor in codes})
+    name = torch.cuda.get_device_name(index)
+    needed = "PyTorch for an older CUDA, such as 12.6"
+    if found > versions[0]:
+        needed = "a newer PyTorch"
+    return (
+        f"{name} has compute capability {found[0]}.{found[1]}, and this PyTorch code "
+        f"for {', '.join(f'{major}.{minor}' for major, minor in versions)} only; "
+        f"install {needed}"
+    )
+
+
+def _check_launcher(trainer: pl.Trainer, asked: str) -> None:
+    """Make sure that the processes can be started, and are as many as there should be.
+
+    Raises:
+        InputError: They would hang, or each would train alone.
+    """
+    launcher = trainer.strategy.launcher
+    main: Any = sys.modules["__main__"]
+    # Lightning starts the others with the command of the first one.
+    is_script = main.__spec__ is not None or Path(sys.argv[0]).is_file()
+    if isinstance(launcher, _MultiProcessingLauncher) or (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+        and launcher.num_processes > 1
+        and not is_script
+    ):
+        raise InputError(f"{asked}: {NEEDS_SCRIPT}")
+    planned = trainer.num_devices * trainer.num_nodes
+    if TorchElasticEnvironment.detect():
+        started = TorchElasticEnvironment().world_size()
+        if started != planned:
+            raise InputError(
+                f"{asked} --num_nodes {trainer.num_nodes}: {planned} processes, but "
+                f"torchrun has started {started}; repeat its --nproc_per_node as "
+                "--devices and its --nnodes as --num_nodes"
+            )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Replace "auto" by the fastest precision that a device is good at.
 
     Raises:
-        InputError: Half precision with 5 exponent bits is asked of a CPU.
+        InputError: The device cannot do it: half precision with 5 exponent bits on a
+            CPU, double precision on a Mac's GPU.
     """
     if precision in ("16-mixed", "16-true") and device.type == "cpu":
         raise InputError(
             f"--precision {precision} needs a GPU, the device is a CPU; use bf16-mixed "
             "or 32-true"
+        )
+    if precision == "64-true" and device.type == "mps":
+        raise InputError(
+            "--precision 64-true is not possible on a Mac's GPU; use 32-true, or "
+            "--accelerator cpu"
         )
     if precision != "auto":
         return precision

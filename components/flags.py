@@ -24,8 +24,11 @@ BATCHES = "a whole number of batches, or a share above 0 and up to 1.0"
 # flag: (whether a value is right, what a right value is)
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "devices": (
-        lambda value: str(value) not in ("0", "") and not str(value).startswith("-"),
-        "at least 1, a list such as 0,1, or auto",
+        lambda value: (
+            str(value) == "-1"
+            or (str(value) not in ("0", "") and not str(value).startswith("-"))
+        ),
+        "at least 1, a list such as 0,1, or -1 or auto for all",
     ),
     "num_nodes": _whole(1),
     "max_epochs": _whole(1),

@@ -1,5 +1,6 @@
 """A trained network and what it says of images."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.class_folders import one_line
+from components.environment import cuda_problem
 from components.errors import InputError
 from components.image_folder import read_image
 from components.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
 from components.weights import read_weights
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetensors"
 BATCH_SIZE = 500  # images at once
@@ -117,16 +121,22 @@ def settle_device(name: str) -> torch.device:
     """The device of `--device`, where a network is to be.
 
     Args:
-        name: Its type; "auto" for a GPU where there is one.
+        name: Its type; "auto" for a GPU where there is one that can be used.
 
     Raises:
-        InputError: It is not there.
+        InputError: It is not there, or cannot be used.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
     here = ["cpu"] if found is None else [found.type, "cpu"]
     if name not in ("auto", *here):
         raise InputError(f"--device {name} is not there; give {' or '.join(here)}")
-    return torch.device(here[0] if name == "auto" else name)
+    chosen = here[0] if name == "auto" else name
+    if chosen == "cuda" and (problem := cuda_problem()):
+        if name == "cuda":
+            raise InputError(f"--device cuda: {problem}, or give --device cpu")
+        log.warning(f"going on without the GPU: {problem}")
+        chosen = "cpu"
+    return torch.device(chosen)
 
 
 def logits(model: LitCustomResNet, images: Tensor) -> Tensor:
