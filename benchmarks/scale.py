@@ -24,9 +24,11 @@ from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 from benchmarks.rows import Row, add_row, read_rows
 from benchmarks.tables import with_table
-from components import cli
+from components import cli, environment
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -163,7 +165,7 @@ def scale(
     epochs: tuple[int, ...] = (1, 2, 4, 8),
     images: tuple[int, ...] = (50_000, 10_000, 200_000, 1_000_000),
     batch_sizes: tuple[int, ...] = (512, 128, 2048),
-    processes: tuple[int, ...] = (1, 2),
+    processes: tuple[int, ...] | None = None,
     images_per_epoch: int = 4096,
     base_width: int = 4,
     on_host: bool = False,
@@ -179,14 +181,22 @@ def scale(
         epochs: Lengths of the training.
         images: Sizes of the training set.
         batch_sizes: Images in a global batch.
-        processes: Numbers of processes that share a batch.
+        processes: Numbers of processes, each with a device, that share a batch; null
+            for 1 and 2, or for 1 where there is a single GPU.
         images_per_epoch: Images that an epoch trains on, however many there are.
         base_width: Channels of the first convolution.
         on_host: Hold the images in host memory even where they fit on the device.
         repeats: Trainings of each size, in rounds.
+
+    Raises:
+        InputError: The devices are not there, or the file is of something else.
     """
     if output is not None:
-        read_rows(Path(output), *GROWING)  # a wrong file is refused before the work
+        read_rows(Path(output), *GROWING)  # what is wrong is refused before the work
+        if processes is None:
+            is_single = device == "cuda" and torch.cuda.device_count() < 2
+            processes = (1,) if is_single else (1, 2)
+        environment.choose_hardware(device, max(processes), 1, "ddp", "auto")
         fixed = {"images_per_epoch": images_per_epoch, "base_width": base_width}
         fixed |= {"on_host": on_host}
         growing = {"images": images, "epochs": epochs}

@@ -80,6 +80,12 @@ def operation_rows(profiler: StepProfiler) -> list[str]:
     """The operations that take most of the time, host or device, in a table."""
     operations: Any = profiler.profile.key_averages()
     on_device = profiler.setting.device == "cuda"
+    if on_device:  # every kernel is there a second time, as its operation on the host
+        operations = [
+            operation
+            for operation in operations
+            if operation.device_type.name == "CUDA" and not operation.is_user_annotation
+        ]
 
     def milliseconds(operation: Any) -> float:
         name = "self_device_time_total" if on_device else "self_cpu_time_total"

@@ -183,8 +183,8 @@ def _check_launcher(trainer: pl.Trainer, asked: str) -> None:
         started = TorchElasticEnvironment().world_size()
         if started != planned:
             raise InputError(
-                f"{asked} --num_nodes {trainer.num_nodes}: {planned} processes, but "
-                f"torchrun has started {started}; repeat its --nproc_per_node as "
+                f"{asked} --num_nodes {trainer.num_nodes}: torchrun has started "
+                f"{started} processes, not {planned}; repeat its --nproc_per_node as "
                 "--devices and its --nnodes as --num_nodes"
             )
 

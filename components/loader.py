@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,9 +139,9 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this process's share of every global batch."""
-        for batch in torch.arange(len(self.labels)).tensor_split(len(self)):
-            share = batch.tensor_split(self.world_size)[self.rank]
-            start, stop = int(share[0]), int(share[-1]) + 1
+        for batch in np.array_split(np.arange(len(self.labels)), len(self)):
+            share = np.array_split(batch, self.world_size)[self.rank]
+            start, stop = share[0], share[-1] + 1
             part = self.images[start:stop], self.labels[start:stop]
             yield to_device(part, self.device)
 

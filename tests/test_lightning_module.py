@@ -4,12 +4,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.loader import EvalLoader
 from lightning_module import LitCustomResNet
 
+CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
 
 
@@ -157,3 +160,37 @@ def test_one_batch_is_learnt_by_heart() -> None:
     assert losses[0] > 0.8
     assert losses[-1] < 0.02
     assert (module(images).argmax(1) == batch[1]).all()
+
+
+def test_losses_add_up_in_float32_in_every_precision() -> None:
+    images = torch.randint(256, (600, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.arange(600) % 3  # so many losses are too many for bfloat16
+    losses = {}
+    for precision in ("32-true", "bf16-true", "64-true"):
+        trainer: Any = pl.Trainer(
+            accelerator="cpu",
+            precision=precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        for size in (1, 512) if precision == "bf16-true" else (512,):
+            module = make_module(base_width=2)
+            loader = EvalLoader(images, labels, batch_size=size, device=CPU)
+            [found] = trainer.test(module, loader, verbose=False)
+            losses[precision, size] = found["test/loss"]
+            assert module.test_loss.mean_value.dtype == torch.float32
+    expected = losses["32-true", 512]
+    assert losses["bf16-true", 1] == pytest.approx(losses["bf16-true", 512], rel=1e-4)
+    assert losses["bf16-true", 1] == pytest.approx(expected, rel=1e-3)
+    assert losses["64-true", 512] == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_of_half_precision_do_not_overflow() -> None:
+    module = make_module().to(torch.float16)
+    for _ in range(3):
+        module.train_loss.update(torch.full((512,), 60.0, dtype=torch.float16))
+    assert module.train_loss.compute() == 60
+    module.train_loss.reset()
+    assert module.train_loss.mean_value.dtype == torch.float32
