@@ -169,7 +169,7 @@ def test_losses_add_up_in_float32_in_every_precision() -> None:
     for precision in ("32-true", "bf16-true", "64-true"):
         trainer: Any = pl.Trainer(
             accelerator="cpu",
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
