@@ -1,8 +1,10 @@
 """The page to play with a network: its answers, its server, and it in a browser."""
 
 import asyncio
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 import predict
@@ -28,12 +31,10 @@ from components.inference import ask, grad_cam, load_model
 from components.report import open_run, read_run
 from train import train
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
 gradio = pytest.importorskip("gradio")
 page = pytest.importorskip("components.page")
 
+PATIENCE = 60_000  # milliseconds; whatever has not come by then fails the test
 SWAPPED = 3  # red test images in the folder of the blue ones
 
 
@@ -284,9 +285,8 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator["Browser"]:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox"]
         )
@@ -296,14 +296,14 @@ def browser(chromium: str) -> Iterator["Browser"]:
 
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["desk", "phone"])
 def tab(
-    request: pytest.FixtureRequest, browser: "Browser", server: Server
-) -> Iterator["Page"]:
+    request: pytest.FixtureRequest, browser: Browser, server: Server
+) -> Iterator[Page]:
     """The page as it is loaded; at the end nothing may have gone wrong in it."""
     scheme, width = request.param
     opened = browser.new_page(
         color_scheme=scheme, viewport={"width": width, "height": 844}
     )
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(PATIENCE)
     wrong: list[str] = []
 
     def check_request(url: str) -> None:
@@ -325,46 +325,63 @@ def tab(
     assert wrong == []
 
 
-def upload(tab: "Page", path: Path) -> None:
-    if tab.get_by_label("Clear").is_visible():
+def upload(tab: Page, path: Path, *, is_first: bool = False) -> None:
+    if not is_first:
         tab.get_by_label("Clear").click()
     tab.locator("input[type=file]").set_input_files(path)
 
 
-def check_label(tab: "Page", probabilities: dict[str, float]) -> None:
-    """Compare what is shown of the classes."""
-    label = tab.get_by_test_id("label-output-value").locator("visible=true")
-    label.filter(has_text=next(iter(probabilities))).wait_for()
-    rows = tab.locator(".confidence-set").locator("visible=true")
-    assert [" ".join(text.split()) for text in rows.all_inner_texts()] == [
-        f"{name} {share:.0%}" for name, share in probabilities.items()
-    ]
+# A page changes piece by piece, so whatever is read of it is waited for by itself.
+
+
+def wait_for_label(tab: Page, probabilities: dict[str, float]) -> None:
+    """Wait until the classes are shown with these probabilities."""
+    expect(tab.locator(".confidence-set").locator("visible=true")).to_have_text(
+        [
+            re.compile(rf"^\s*{re.escape(name)}\s*{share:.0%}\s*$")
+            for name, share in probabilities.items()
+        ],
+        use_inner_text=True,
+        timeout=PATIENCE,
+    )
+
+
+def wait_for_picture(tab: Page, picture: np.ndarray) -> None:
+    """Wait until these pixels, uint8 (H, W, 3), are shown."""
+    shown = tab.get_by_alt_text("The image as the network").locator("visible=true")
+    for _ in range(PATIENCE // 100):
+        shown.wait_for()
+        sent = tab.request.get(shown.get_attribute("src") or "")
+        with Image.open(io.BytesIO(sent.body())) as image:
+            if np.array_equal(np.asarray(image), picture):
+                return
+        tab.wait_for_timeout(100)
+    raise AssertionError("another picture is shown")
 
 
 def test_an_image_is_classified_in_a_browser(
-    tab: "Page", run: Path, pictures: Path
+    tab: Page, run: Path, pictures: Path
 ) -> None:
     model = load_model(last(run))
     note = tab.get_by_label("Note").locator("visible=true")
-    shown = tab.get_by_alt_text("The image as the network").locator("visible=true")
     for name in ("turned.jpg", "noise.png"):
         found = page.look_at_file(model, str(pictures / name))
-        upload(tab, pictures / name)
-        shown.wait_for()
-        check_label(tab, found.probabilities)
-        assert note.count() == (not found.known)
-        if not found.known:
-            assert "Probably none of the classes" in note.input_value()
-        sent = tab.request.get(shown.get_attribute("src") or "").body()
-        Path("shown.png").write_bytes(sent)
-        assert np.array_equal(np.asarray(Image.open("shown.png")), found.picture)
+        upload(tab, pictures / name, is_first=name == "turned.jpg")
+        wait_for_label(tab, found.probabilities)
+        wait_for_picture(tab, found.picture)
+        if found.known:
+            expect(note).to_have_count(0, timeout=PATIENCE)
+        else:
+            warning = re.compile("Probably none of the classes")
+            expect(note).to_have_value(warning, timeout=PATIENCE)
     upload(tab, pictures / "text.png")
-    shown.wait_for(state="detached")
-    note.wait_for()
-    assert note.input_value().startswith("text.png: not a readable image (none of BMP")
+    refusal = re.compile("^text.png: not a readable image .none of AVIF, BMP")
+    expect(note).to_have_value(refusal, timeout=PATIENCE)
+    shown = tab.get_by_alt_text("The image as the network").locator("visible=true")
+    expect(shown).to_have_count(0, timeout=PATIENCE)
 
 
-def test_mistakes_are_browsed_in_a_browser(tab: "Page", run: Path) -> None:
+def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
     model, images = open_run(read_run(run))
     mistakes = page.Mistakes(model, *images.test_set)
     tab.get_by_role("tab", name="Mistakes").click()
@@ -372,21 +389,17 @@ def test_mistakes_are_browsed_in_a_browser(tab: "Page", run: Path) -> None:
     tab.get_by_role("option", name="blue (").click()
     captions = [caption for _, caption in mistakes.gallery(0)]
     thumbnails = tab.locator(".mistakes .thumbnail-item")
-    tab.wait_for_function(
-        "n => document.querySelectorAll('.mistakes .thumbnail-item').length === n",
-        arg=len(captions),
-    )
+    expect(thumbnails).to_have_count(len(captions), timeout=PATIENCE)
     for number, caption in enumerate(captions):
         image = thumbnails.nth(number).locator("img")
-        assert image.get_attribute("alt") == caption
+        expect(image).to_have_attribute("alt", caption, timeout=PATIENCE)
         image.scroll_into_view_if_needed()
         image.evaluate("image => image.decode()")
     thumbnails.nth(1).click()
-    shown = tab.get_by_alt_text("The image as the network").locator("visible=true")
-    shown.wait_for()
     place = mistakes.surest(0)[1]
     found = page.look(model, images.test_set[0][place].permute(2, 0, 1)[None])
-    check_label(tab, found.probabilities)
+    wait_for_label(tab, found.probabilities)
+    wait_for_picture(tab, found.picture)
     tab.wait_for_function(
         "() => document.getElementById('answer').getBoundingClientRect().top < 600"
     )
