@@ -12,6 +12,15 @@ SUFFIX = ".tmp"  # of the hidden file that is being written
 SEAL = 64  # bytes of a checksum in a zip file's comment
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a shell would take it: `~` and `~user` stand for home folders.
+
+    Shells leave `--flag=~/folder` and the paths in files as they are. Where no home
+    folder is known, so does this.
+    """
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` once it is whole and on the disk.
