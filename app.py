@@ -11,12 +11,12 @@ import socket
 import sys
 import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components import cli
 from components.class_folders import one_line
 from components.errors import InputError
+from components.files import expanded
 from components.inference import load_model, settle_device
 from components.report import open_run, read_run
 from components.stop import StoppedError
@@ -51,11 +51,11 @@ def app(
         raise InputError("it needs gradio; pip install -r requirements-extras.txt")
     from components.page import CSS, Mistakes, build_page
 
-    path = None if ckpt_path is None else Path(ckpt_path)
+    path = None if ckpt_path is None else expanded(ckpt_path)
     if run is None:
         model, mistakes = load_model(path).to(place), None
     else:
-        model, images = open_run(read_run(Path(run)), path)
+        model, images = open_run(read_run(expanded(run)), path)
         mistakes = Mistakes(model.to(place), *images.test_set)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -7,6 +7,9 @@ import zlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import components  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import pytorch_lightning as pl
 import torch
 from torch import Tensor

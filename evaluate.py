@@ -7,9 +7,11 @@ python evaluate.py --help
 """
 
 import json as json_format
-from pathlib import Path
 from typing import Any, Literal
 
+import components  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from components import cli, environment, sources
 from components.class_folders import one_line
 from components.environment import Precision
 from components.errors import InputError
+from components.files import expanded
 from components.inference import WEIGHTS, load_model
 from components.loader import EvalLoader, fits
 from components.sources import DEFAULT_DIR, Asked, Labelled
@@ -63,7 +66,7 @@ def evaluate(
             f"--batch_size must be a whole number, at least 1, got {batch_size}"
         )
     hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
-    path = WEIGHTS if ckpt_path is None else Path(ckpt_path)
+    path = WEIGHTS if ckpt_path is None else expanded(ckpt_path)
     model = load_model(None if ckpt_path is None else path)
     model.hparams["tta"] = tta
     images, labels = read_test_images(model, data, data_dir, split_dir)
@@ -104,11 +107,11 @@ def read_test_images(
         InputError: They cannot be read, or one is of a class that it does not know.
     """
     if split_dir is None:
-        folder = Path(data_dir).expanduser().absolute()
+        folder = expanded(data_dir).absolute()
         source = sources.fetch(data, folder)
         (images, labels), classes = sources.load_test(source, folder)
     else:
-        folder = Path(split_dir).expanduser()
+        folder = expanded(split_dir)
         (images, labels), classes = sources.load_split(folder)
     known = list(model.hparams["classes"])
     for name in classes:

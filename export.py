@@ -23,7 +23,7 @@ from components.augmentation import IMAGE_SIZE
 from components.checkpoint import AtomicCheckpointIO
 from components.class_folders import one_line
 from components.errors import InputError
-from components.files import replacing
+from components.files import expanded, replacing
 from components.inference import WEIGHTS, load_model, probabilities, read_trained
 from components.resume import IDENTITY, Checkpoint
 from components.weights import round_weights, save_weights
@@ -80,12 +80,12 @@ def export(
     Raises:
         InputError: The output is there, cannot be written or differs.
     """
-    checkpoint = Path(ckpt_path or WEIGHTS)
+    checkpoint = expanded(ckpt_path or WEIGHTS)
     model = load_model(None if ckpt_path is None else checkpoint)
     make_contiguous(model)
     if half:
         round_weights(model)
-    target = Path(output or checkpoint.with_suffix(SUFFIXES[format]))
+    target = expanded(output or checkpoint.with_suffix(SUFFIXES[format]))
     check_target(target, overwrite=overwrite)
     write, read = FORMATS[format]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
+import components  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig

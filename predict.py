@@ -9,7 +9,7 @@ import hashlib
 import json as json_format
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ from components import cli
 from components.class_folders import FORMATS, is_hidden, is_image, one_line
 from components.errors import InputError
 from components.figures import explanation
+from components.files import expanded
 from components.inference import (
     BATCH_SIZE,
     Prediction,
@@ -30,8 +31,6 @@ from components.inference import (
     read_images,
 )
 from lightning_module import LitCustomResNet
-
-BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 
 
 def predict(
@@ -55,9 +54,10 @@ def predict(
     """
     if top < 1:
         raise InputError(f"--top must be a whole number, at least 1, got {top}")
-    model = load_model(None if ckpt_path is None else Path(ckpt_path))
-    paths = list(dict.fromkeys(find_images(images)))
+    model = load_model(None if ckpt_path is None else expanded(ckpt_path))
+    paths = list(dict.fromkeys(find_images(map(os.path.expanduser, images))))
     if explain is not None:
+        explain = str(expanded(explain))
         make_folder(Path(explain))
     width = max(len(one_line(path)) for path in paths)
     results: list[Prediction] = []
@@ -67,13 +67,13 @@ def predict(
         if not json:
             show(batch, width)
     if json:
-        say(json_format.dumps(results, indent=2))
+        print(json_format.dumps(results, indent=2))
     failed = sum(result["error"] is not None for result in results)
     if failed:
         raise InputError(f"{failed} of {len(results)} images could not be read")
 
 
-def find_images(names: Sequence[str]) -> Iterator[str]:
+def find_images(names: Iterable[str]) -> Iterator[str]:
     """The files among paths as they are, and the images below the folders, sorted.
 
     Raises:
@@ -165,17 +165,7 @@ def show(results: Sequence[Prediction], width: int) -> None:
         ]
         if not result["known"]:
             cells.append("probably none of the classes")
-        say(f"{one_line(result['file']):<{width}}  {'  '.join(cells)}")
-
-
-def say(text: str) -> None:
-    """Print; end without a word when nobody reads any more, as after `| head`."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would try once more, and complain, when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
+        print(f"{one_line(result['file']):<{width}}  {'  '.join(cells)}", flush=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -13,6 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import components  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -319,7 +322,7 @@ def build_module(config: dict[str, Any], images: CIFAR10DataModule) -> LitCustom
 
 def main() -> None:
     """The command line."""
-    cli.run("train.py", train)
+    cli.run("train.py", train, outlasts_readers=True)
 
 
 if __name__ == "__main__":

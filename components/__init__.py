@@ -1,1 +1,43 @@
-"""The supporting parts, one concern a module; none imports from the top level."""
+"""Parts of the programs; and what libraries take for granted when they are imported."""
+
+import contextlib
+import getpass
+import os
+import sys
+
+
+def _open_missing_streams() -> None:
+    """Lead the streams that the process was started without nowhere.
+
+    Files would take their numbers and get what is meant for them.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8", errors="replace")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def _name_user() -> None:
+    """Name a user that has no name, as under `docker --user`: torch asks for it."""
+    try:
+        getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid()) if os.name == "posix" else "user"
+
+
+def _set_up_matplotlib() -> None:
+    """Do without the MPLBACKEND of the environment where matplotlib has none such."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+            os.environ["MPLBACKEND"] = backend
+
+
+_open_missing_streams()
+_name_user()
+_set_up_matplotlib()

@@ -1,23 +1,28 @@
 """The command line of a function: one flag a parameter, one line an error."""
 
+import errno
 import inspect
 import itertools
 import logging
 import re
 import shlex
-import signal
 import sys
 import threading
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import torch
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 from pytorch_lightning.utilities import rank_zero_only
 
-from components.errors import DivergedError, InputError
-from components.stop import SIGNALS, StoppedError, stop_at_once
+from components import streams
+from components.class_folders import one_line
+from components.errors import DivergedError, InputError, show_traceback
+from components.files import expanded
+from components.stop import StoppedError, handle_signals
 
 EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -35,12 +40,45 @@ EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/9785
     "Total length of `list` across ranks is zero",
 )
+# Errors of files that come from the disk, the network drive or somebody's hand; any
+# other is one of the program.
+OF_SURROUNDINGS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.ENODEV, errno.ENXIO, errno.EBUSY, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+NO_MEMORY = re.compile("out of memory|can't allocate memory|bad_alloc|ALLOC_FAILED")
+SPENDERS = ("batch_size", "base_width")  # flags that memory depends on
+NULLS = ("", "~", "null", "Null", "NULL")  # of YAML
 
 
 class Parser(ArgumentParser):
     """Reports an error as one line on stderr and ends with exit code 2."""
 
     types: dict[str, Any]
+
+    def parse_path(self, path: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Read a configuration file, which is UTF-8 on every machine."""
+        if path == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            content = expanded(path).read_bytes()
+        return self.parse_string(content.decode("utf-8-sig"), *arguments, **keywords)
+
+    def parse_string(self, content: str, *arguments: Any, **keywords: Any) -> Any:
+        """Read a configuration, in which `name: 20240101` is text as any other name."""
+        try:
+            root = yaml.compose(content, yaml.SafeLoader)
+        except yaml.YAMLError:
+            root = None  # jsonargparse says what is wrong
+        if isinstance(root, yaml.MappingNode):
+            texts = {name for name, kind in self.types.items() if _is_text(kind)}
+            for key, value in root.value:
+                if isinstance(value, yaml.ScalarNode) and key.value in texts:
+                    _make_text(value)
+            content = yaml.serialize(root, allow_unicode=True)
+        return super().parse_string(content, *arguments, **keywords)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what was wrong, what came and what is expected."""
@@ -55,29 +93,80 @@ class Parser(ArgumentParser):
         return f"{' '.join(message.split())}; see --help"
 
 
-def run(program: str, function: Callable[..., Any]) -> None:
+def run(
+    program: str, function: Callable[..., Any], *, outlasts_readers: bool = False
+) -> None:
     """Call a function with what the command line says.
 
     Whatever ends it early is one line on stderr and an exit code: 2 for what the user
-    can put right, 3 for a loss that is not finite, 130 and 143 for signals.
+    can put right, 3 for a loss that is not finite, 129, 130 and 143 for signals.
+    TRACEBACK=1 in the environment shows what is behind the line. An error of the
+    program itself is a traceback.
+
+    Args:
+        program: Its name.
+        function: What it does.
+        outlasts_readers: Whether it goes on when nobody reads its standard output any
+            more, because its work is worth it; otherwise it ends with exit code 141.
     """
+    streams.set_up(lasting=outlasts_readers)
     set_up_messages()
-    for signum in SIGNALS:
-        signal.signal(signum, stop_at_once)
+    handle_signals()
     try:
-        function(**parse(function, sys.argv[1:], program))
+        try:
+            function(**parse(function, sys.argv[1:], program))
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         fail(program, str(error))
-    except OSError as error:  # a full disk, a network drive that went away
-        fail(
-            program,
-            f"a file cannot be read or written ({error}); put that right, then start "
-            "again, a training with --ckpt_path last",
-        )
     except DivergedError as error:
         end_together(program, f"error: {error}", code=3)
     except StoppedError as stop:
         end_together(program, describe_stop(stop, sys.argv), stop.exit_code)
+    except Exception as error:
+        reason = explain(error, inspect.signature(function).parameters)
+        if reason is None:
+            kill_other_processes()
+            raise
+        fail(program, reason)
+
+
+def explain(error: Exception, flags: Collection[str]) -> str | None:
+    """What the user can do about an error; None for one of the program itself.
+
+    Args:
+        error: Any but those that have a line of their own.
+        flags: Those of the program.
+    """
+    reason = one_line(str(error).strip().split("\n")[0]) or type(error).__name__
+    again = "start again"
+    again += ", with --ckpt_path last" if "ckpt_every_n_steps" in flags else ""
+    no_memory = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
+    if no_memory or isinstance(error, MemoryError):
+        lower = " or ".join(f"--{flag}" for flag in SPENDERS if flag in flags)
+        lower = f"lower {lower}, or " if lower else ""
+        return (
+            f"there is not enough memory ({reason}); {lower}close other programs; "
+            "checkpoints that are written stay"
+        )
+    if isinstance(error, torch.AcceleratorError) and "assert" not in reason:
+        return f"the GPU failed ({reason}); {again}; TRACEBACK=1 shows where"
+    if isinstance(error, OSError) and error.errno in OF_SURROUNDINGS:
+        return (
+            f"a file cannot be read or written ({one_line(error)}); put that right, "
+            f"then {again}; TRACEBACK=1 shows where"
+        )
+    return None
+
+
+def kill_other_processes() -> None:
+    """End the processes of a training that its first one has started by Lightning.
+
+    They may wait for this one, and would for ever.
+    """
+    for thread in threading.enumerate():  # one of them watches the processes
+        for process in getattr(thread, "_child_processes", ()):
+            process.kill()
 
 
 def parse(
@@ -91,7 +180,11 @@ def parse(
     stands alone.
     """
     summary = (function.__doc__ or "").split("\n")[0]
-    parser = Parser(prog=program, description=summary, allow_abbrev=False)
+    set_loader("flags", _load, (yaml.YAMLError,))
+    set_dumper("flags", _dump)
+    parser = Parser(
+        prog=program, description=summary, allow_abbrev=False, parser_mode="flags"
+    )
     parser.types = typing.get_type_hints(function)
     parser.add_argument("--config", action="config", help="YAML file of flags.")
     bare = _add_bare_arguments(parser, function)
@@ -135,6 +228,8 @@ def _report_thread(thread: threading.ExceptHookArgs) -> None:
 
 def fail(program: str, message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for bad input."""
+    show_traceback()
+    kill_other_processes()
     print(f"{program}: error: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -143,6 +238,7 @@ def end_together(program: str, message: str, code: int) -> NoReturn:
     """End for a reason that all processes know; the first one says it for all."""
     if getattr(rank_zero_only, "rank", 0) != 0:
         sys.exit(0)  # or Lightning's launcher would kill the first one for it
+    show_traceback()
     print(f"\n{program}: {message}", file=sys.stderr)  # a bar may be on this line
     sys.exit(code)
 
@@ -177,8 +273,9 @@ def _add_bare_arguments(
         is_list = typing.get_origin(parameter.annotation) is list
         if is_list and parameter.default is inspect.Parameter.empty:
             [kind] = typing.get_args(parameter.annotation)
-            [text] = re.findall(rf"^ +{name}: (.*)", function.__doc__ or "", re.M)
-            parser.add_argument(name, nargs="+", type=kind, help=text)
+            text = re.search(rf"^ +{name}: (.*)", function.__doc__ or "", re.M)
+            explained = text and text[1]  # not under `python -OO`
+            parser.add_argument(name, nargs="+", type=kind, help=explained)
             bare.add(name)
     return bare
 
@@ -192,6 +289,30 @@ def _stands_alone(follower: str, bare: set[str | int]) -> bool:
 
 def _allows_true(kind: Any) -> bool:
     return kind is bool or bool in typing.get_args(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a flag is text, or null, and nothing else."""
+    return kind is str or {*typing.get_args(kind)} == {str, type(None)}
+
+
+def _make_text(value: yaml.ScalarNode) -> None:
+    """Have YAML take a value for what it says, whatever it looks like."""
+    if value.style is not None or value.value not in NULLS:
+        value.tag, value.style = "tag:yaml.org,2002:str", "'"
+
+
+def _load(text: str) -> Any:
+    """Read a value; text that YAML passes over, such as #1, is itself."""
+    value = get_loader("yaml")(text)
+    return text if value is None and text.strip() not in NULLS else value
+
+
+def _dump(values: dict[str, Any]) -> str:
+    """Write a configuration that is UTF-8 whatever the encoding of the output."""
+    is_utf8 = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=is_utf8)
+    return text
 
 
 def _describe(kind: Any) -> str:

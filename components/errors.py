@@ -1,4 +1,8 @@
-"""What ends a run with one line instead of a traceback."""
+"""What ends a run with one line instead of a traceback, and how to see that one."""
+
+import os
+import sys
+import traceback
 
 
 class InputError(Exception):
@@ -7,3 +11,17 @@ class InputError(Exception):
 
 class DivergedError(Exception):
     """The loss is no longer a number: where, and what to do. Exit code 3."""
+
+
+def show_traceback() -> None:
+    """Print all that is behind the error in hand, if TRACEBACK=1 is in the environment.
+
+    Errors of users come without the errors that led to them; here they are shown, too.
+    """
+    if os.environ.get("TRACEBACK", "0") in ("", "0"):
+        return
+    error = cause = sys.exception()
+    while cause is not None:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)

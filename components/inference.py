@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from components.class_folders import one_line
 from components.environment import cuda_problem
-from components.errors import InputError
+from components.errors import InputError, show_traceback
 from components.image_folder import read_image
 from components.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
 from components.weights import read_weights
@@ -247,6 +247,7 @@ def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
             pixels.append(read_image(path)[0])
         except InputError as error:
             errors[path] = str(error)
+            show_traceback()
     blank = np.empty((0, 32, 32, 3), np.uint8)
     images = torch.from_numpy(np.stack(pixels) if pixels else blank)
     return images.permute(0, 3, 1, 2), errors
