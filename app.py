@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it takes seconds, and may be missing
 def app(
     ckpt_path: str | None = None,
     run: str | None = None,
+    data_dir: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -38,6 +39,7 @@ def app(
         ckpt_path: Checkpoint of the network; null for the last one of `--run`, or for
             the project's own weights.
         run: Folder of a finished run, such as runs/NAME, whose mistakes to browse.
+        data_dir: Folder of the run's images; null for that of its training.
         device: Where to look at images; auto takes a GPU where there is one.
         host: Address to serve the page on; 0.0.0.0 lets all other machines in.
         port: Its port, from 1 to 65535.
@@ -49,13 +51,15 @@ def app(
     place = settle_device(device)
     if find_spec("gradio") is None:
         raise InputError("it needs gradio; pip install -r requirements-extras.txt")
+    # Gradio asks its own page whether it is there, which no proxy can know.
+    os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "*")
     from components.page import CSS, Mistakes, build_page
 
     path = None if ckpt_path is None else expanded(ckpt_path)
     if run is None:
         model, mistakes = load_model(path).to(place), None
     else:
-        model, images = open_run(read_run(expanded(run)), path)
+        model, images = open_run(read_run(expanded(run), data_dir), path)
         mistakes = Mistakes(model.to(place), *images.test_set)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

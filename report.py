@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Literal
 
 from components import cli
+from components.files import expanded
 from components.inference import settle_device
 from components.report import examine_run, read_run, write_report
 
 
 def report(
-    runs: list[str], device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    runs: list[str],
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    data_dir: str | None = None,
 ) -> list[Path]:
     """Write the report of finished runs.
 
     Args:
         runs: Folders of runs, such as runs/NAME.
         device: Where to look at the test images; auto takes a GPU where there is one.
+        data_dir: Folder of the images; null for that of the training.
 
     Returns:
         The HTML file of each.
@@ -30,8 +34,8 @@ def report(
     """
     place = settle_device(device)
     paths = []
-    for folder in map(Path, runs):
-        run = read_run(folder)
+    for folder in map(expanded, runs):
+        run = read_run(folder, data_dir)
         paths.append(write_report(run, examine_run(run, place)))
         print(paths[-1], flush=True)
     return paths

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
 from benchmarks.tables import read_runs, short_names, values
 from components import cli
-from components.figures import lr_finder_figure
+from components.figures import lr_finder_figure, own_style
 from components.lr_finder import RangeTest, smooth
 from lightning_module import LitCustomResNet
 
@@ -136,6 +135,8 @@ def _draw_sweep(axes: Axes, sweep: Sweep, color: str, label: str) -> None:
         axes.scatter(values(runs, "max_lr"), accuracies, color=color, **style)
 
 
+# Drawn again they are the same files, and their letters are not pictures.
+@own_style({"svg.hashsalt": "docs", "svg.fonttype": "none"})
 def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
     """Draw all pictures.
 
@@ -153,11 +154,8 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
     if RUNS.exists():
         figures["lr_sweep"] = sweep_figure(find_sweeps(read_runs(RUNS)))
     folder.mkdir(parents=True, exist_ok=True)
-    # Drawn again they are the same files, and their letters are not pictures.
-    settings: dict[Any, Any] = {"svg.hashsalt": "docs", "svg.fonttype": "none"}
-    with matplotlib.rc_context(settings):
-        for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     print(*(f"{folder / name}.svg" for name in figures), sep="\n")
 
 

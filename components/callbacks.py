@@ -19,7 +19,7 @@ from tqdm import tqdm
 from components.augmentation import IMAGE_SIZE
 from components.environment import now
 from components.errors import DivergedError
-from components.figures import Row, confusion_figure
+from components.figures import Row, confusion_figure, own_style
 from components.files import replacing
 from custom_resnet import CustomResNet
 
@@ -247,6 +247,7 @@ class TensorBoardDetails(Callback):
                 self.writer.add_scalar("lr", lr, step)
             self.writer.flush()  # before the checkpoint that says it is written
 
+    @own_style()
     def on_test_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:

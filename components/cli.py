@@ -4,6 +4,7 @@ import errno
 import inspect
 import itertools
 import logging
+import os
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ import threading
 import typing
 import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -205,7 +207,7 @@ def parse(
         # A null in a configuration file passes for any type.
         if values.get(name, "") is None and type(None) not in typing.get_args(kind):
             parser.error(f"--{name} must be {_describe(kind)}, got null")
-    return values
+    return {name: _at_home(value) for name, value in values.items()}
 
 
 def set_up_messages() -> None:
@@ -313,6 +315,15 @@ def _dump(values: dict[str, Any]) -> str:
     is_utf8 = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=is_utf8)
     return text
+
+
+def _at_home(value: Any) -> Any:
+    """Expand `~` in paths; no other text begins so."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _describe(kind: Any) -> str:

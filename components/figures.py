@@ -1,9 +1,11 @@
 """Figures from numbers. Each function returns a figure; the caller saves or logs it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -20,6 +22,19 @@ ENLARGED = 8  # times, in the pictures of where the network looks
 LONGEST_NAME = 24  # letters of a class name in a figure
 # From transparent to blue, so that it goes with a light and with a dark page.
 SHADES = LinearSegmentedColormap.from_list("shades", ["#08519c00", "#08519c"])
+
+
+@contextlib.contextmanager
+def own_style(settings: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Draw and save figures with matplotlib's defaults, whatever the user has set.
+
+    A matplotlibrc may ask for LaTeX, which may not be there. Usable as a decorator.
+
+    Args:
+        settings: What is to be otherwise than by default.
+    """
+    with matplotlib.style.context(["default", settings or {}]):
+        yield
 
 
 def lr_finder_figure(test: RangeTest) -> Figure:

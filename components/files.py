@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and known to be whole when read."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -37,18 +38,31 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with fresh.open(mode, **{} if "b" in mode else text) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(fresh, path)
     except BaseException:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    # The name is in the folder, which elsewhere than on POSIX cannot be opened.
+    with contextlib.suppress(PermissionError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            _sync(folder)
         finally:
             os.close(folder)
+
+
+def _sync(descriptor: int) -> None:
+    """Wait until it is on the disk, where the file system knows how to say so.
+
+    Some network drives refuse to sync a folder.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES):
+            raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -88,13 +88,18 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     scaled so that its shorter side fits, and cut to a centred square.
 
     Raises:
-        ValueError: Its pixels are floating-point numbers, of which none is white.
+        ValueError: No pixel value is known to be white: they are floating-point
+            numbers, or integers beyond 16 bits or below 0.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-        image = image.point(lambda value: value / 257).convert("L")
+        values = np.asarray(image.convert("I"))
+        low, high = values.min(), values.max()
+        if low < 0 or high > 65535:
+            raise ValueError(f"pixels from {low} to {high} have no agreed white")
+        image = Image.fromarray((values // 257).astype(np.uint8))
     if image.mode != "RGB" and image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "black")

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import yaml
@@ -21,7 +20,7 @@ from PIL import Image
 from components import figures
 from components.errors import InputError
 from components.figures import Row
-from components.files import replacing
+from components.files import expanded, replacing
 from components.findings import Findings, Mistake, examine
 from components.inference import check_same_images, load_model
 from custom_resnet import CustomResNet
@@ -70,8 +69,12 @@ class Run(NamedTuple):
     rows: list[Row]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, data_dir: str | None = None) -> Run:
     """Read the files of a run folder.
+
+    Args:
+        path: The folder.
+        data_dir: Where the images are now; None for where they were.
 
     Raises:
         InputError: The run is not finished, or a file is not as train.py writes it.
@@ -85,6 +88,8 @@ def read_run(path: Path) -> Run:
             f"(train.py --name {path.name} --ckpt_path last), or give another"
         )
     config = _read(path / "config.yaml", yaml.safe_load, CONFIG)
+    if data_dir is not None:
+        config["data_dir"] = str(expanded(data_dir))
     metrics = _read(path / "metrics.json", json.loads, METRICS)
     rows = _read(path / "metrics.csv", _parse_rows, ())
     return Run(path, config, metrics, rows)
@@ -196,7 +201,7 @@ def svg(draw: Callable[[], Figure], name: str) -> str:
     """
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    with figures.own_style(STYLE | {"svg.hashsalt": name}):
         draw().savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")

@@ -16,6 +16,7 @@ from components.figures import (
     curves_figure,
     lr_finder_figure,
     mistakes_figure,
+    own_style,
     per_class_figure,
     reliability_figure,
 )
@@ -41,6 +42,7 @@ def show_start(layers: str, images: str, config: dict[str, Any]) -> None:
 
 
 @rank_zero_only
+@own_style()
 def write_start(
     run: RunFolder, trainer: pl.Trainer, config: dict[str, Any], test: RangeTest | None
 ) -> None:
@@ -53,6 +55,7 @@ def write_start(
 
 
 @rank_zero_only
+@own_style()
 def write_end(
     run: RunFolder,
     trainer: pl.Trainer,
@@ -116,6 +119,7 @@ def show_end(metrics: dict[str, Any], folder: Path | None) -> None:
         print(f"\nLook at it: tensorboard --logdir {shlex.quote(str(folder.parent))}")
 
 
+@own_style()
 def _log_pictures(trainer: pl.Trainer, findings: Findings) -> None:
     pictures = {
         "test/per_class": per_class_figure(findings.counts, findings.classes),
