@@ -53,6 +53,7 @@ PATHS = ("data_dir", "output_dir", "ckpt_path")  # flags
 FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
+@environment.giving_memory_back()
 def train(
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto",
     devices: int | str = 1,
@@ -150,6 +151,8 @@ def train(
         *(config[flag] for flag in ("strategy", "precision")),
     )
     check_processes(config, hardware.world_size, hardware.device.type)
+    if compile:
+        environment.check_compiler(hardware.device)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     if hardware.device.type == "cpu":
         environment.keep_freed_memory()

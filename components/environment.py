@@ -1,6 +1,8 @@
 """What the run stands on: device, precision, versions, commit."""
 
+import contextlib
 import ctypes
+import gc
 import logging
 import math
 import platform
@@ -9,8 +11,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,6 +48,8 @@ NEEDS_SCRIPT = (
     "interactive Python; use python train.py --devices 2 --strategy ddp, or one device"
 )
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65536  # likewise
+MEMORY_IS_KEPT = threading.Event()  # by `keep_freed_memory`
 
 
 class Hardware(NamedTuple):
@@ -228,6 +234,42 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+        MEMORY_IS_KEPT.set()
+
+
+@contextlib.contextmanager
+def giving_memory_back() -> Iterator[None]:
+    """Undo `keep_freed_memory` at the end, and give back what nothing uses any more.
+
+    Whoever calls `train` in a program of their own may need the memory for other
+    things.
+    """
+    try:
+        yield
+    finally:
+        if MEMORY_IS_KEPT.is_set():
+            MEMORY_IS_KEPT.clear()
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+            libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
+            gc.collect()  # a Trainer and its callbacks know each other
+            libc.malloc_trim(0)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Make sure that torch.compile works here, before anything is trained.
+
+    Raises:
+        InputError: It does not; mostly there is no compiler.
+    """
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception as error:  # of torch, of the compiler, of the system
+        reason = " ".join(str(error).split("\n\n")[0].split())[:200].rstrip(".")
+        raise InputError(
+            f"--compile: torch.compile does not work here ({reason}); install a C++ "
+            "compiler such as g++, or leave it out"
+        ) from None
 
 
 def free_memory(device: torch.device) -> float:

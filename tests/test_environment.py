@@ -92,9 +92,19 @@ def faults():
     torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+def taken():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * resource.getpagesize() >> 20
+
 print(min(faults() for _ in range(3)))
-environment.keep_freed_memory()
-print(min(faults() for _ in range(3)))
+with environment.giving_memory_back():
+    environment.keep_freed_memory()
+    print(min(faults() for _ in range(3)))
+    tensors = [torch.ones(2**22) for _ in range(16)]
+    used = torch.ones(2**22)  # above them
+    del tensors
+    kept = taken()
+print(kept - taken())
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -104,6 +114,7 @@ print(min(faults() for _ in range(3)))
         check=True,
         env=os.environ | {"GLIBC_TUNABLES": "", "LD_PRELOAD": ""},
     )
-    before, after = map(int, done.stdout.split())
+    before, after, given_back = map(int, done.stdout.split())
     assert before > 20  # 2**24 floats are 16,384 small pages, or 32 huge ones
     assert after < 5
+    assert given_back > 200  # MiB, of 16 * 16
