@@ -234,4 +234,4 @@ def changed_flags(before: dict[str, str], after: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run("ablation.py", ablation)
+    cli.run("ablation.py", ablation, outlasts_readers=True)

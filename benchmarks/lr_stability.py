@@ -105,4 +105,4 @@ def picks(tests: list[RangeTest]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run("lr_stability.py", lr_stability)
+    cli.run("lr_stability.py", lr_stability, outlasts_readers=True)

@@ -282,4 +282,6 @@ def write_page() -> None:
 
 
 if __name__ == "__main__":
-    cli.run("lr_sweep.py", lr_sweep if sys.argv[1:] else write_page)
+    cli.run(
+        "lr_sweep.py", lr_sweep if sys.argv[1:] else write_page, outlasts_readers=True
+    )

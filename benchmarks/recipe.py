@@ -260,7 +260,7 @@ def quietly_train(flags: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """The command line; a recipe may also be given as to train.py, by --config FILE."""
     sys.argv[1:] = [part for part in sys.argv[1:] if part != "--config"]
-    cli.run("recipe.py", recipe)
+    cli.run("recipe.py", recipe, outlasts_readers=True)
 
 
 if __name__ == "__main__":

@@ -212,4 +212,4 @@ def scale(
 
 
 if __name__ == "__main__":
-    cli.run("scale.py", scale)
+    cli.run("scale.py", scale, outlasts_readers=True)

@@ -6,7 +6,6 @@ trains as `train.py` does, without range test and test, and prints a line of JSO
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -145,13 +144,18 @@ def build(
 
 
 def peaks(device: torch.device) -> dict[str, float | str]:
-    """The most memory that this process has held so far, in MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    """The most memory that this process has held so far, in MiB; "" if unknown."""
+    resident: float | str = ""
+    if sys.platform != "win32":
+        import resource  # which Windows has not
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resident = round(most * unit / MIB, 1)
     allocated: float | str = ""
     if device.type == "cuda":
         allocated = round(torch.cuda.max_memory_allocated(device) / MIB, 1)
-    return {"peak_mib": round(resident, 1), "device_peak_mib": allocated}
+    return {"peak_mib": resident, "device_peak_mib": allocated}
 
 
 if __name__ == "__main__":

@@ -157,4 +157,4 @@ def weights_table(path: Path, runs: list[Run]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run("ship.py", ship)
+    cli.run("ship.py", ship, outlasts_readers=True)

@@ -92,4 +92,4 @@ def small_maps(
 
 
 if __name__ == "__main__":
-    cli.run("small_maps.py", small_maps)
+    cli.run("small_maps.py", small_maps, outlasts_readers=True)

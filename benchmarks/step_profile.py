@@ -10,7 +10,6 @@ operations that take most of the time, of a GPU's where there is one. With
 
 import datetime
 import itertools
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +28,15 @@ from components.errors import InputError
 
 WARM_UP = 3  # steps
 ROWS = 20  # operations in the table
+
+
+def page_faults() -> int:
+    """Those of this process so far; 0 on Windows, which does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 class StepProfiler(Callback):
@@ -50,7 +58,7 @@ class StepProfiler(Callback):
         last = WARM_UP + self.steps
         if WARM_UP <= batch_idx <= last:
             self.seconds.append(now(self.setting.device))
-            self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+            self.faults.append(page_faults())
         if batch_idx == last:
             self.profile.start()
 

@@ -175,4 +175,4 @@ def throughput(
 
 
 if __name__ == "__main__":
-    cli.run("throughput.py", throughput)
+    cli.run("throughput.py", throughput, outlasts_readers=True)

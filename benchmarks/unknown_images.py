@@ -183,7 +183,7 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
                 "n_unknown": len(theirs),
                 "auroc": auroc(ours, theirs),
                 "fpr_at_95_tpr": 1 - refused(theirs, ours.quantile(REFUSED)),
-                "n_validation": len(validation),
+                "n_validation": len(images.validation),
                 "threshold": float(threshold),
                 "known_refused": refused(ours, threshold),
                 "unknown_refused": refused(theirs, threshold),

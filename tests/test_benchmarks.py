@@ -183,6 +183,7 @@ def test_unknown_images_runs_small(
     assert named == 2 * [(score, kind) for kind in kinds for score in SCORES]
     for row in rows:
         held_out = row["unknown"] == kinds[-1]
+        assert row["n_validation"] == "8"
         assert row["n_known"] == "20"
         assert row["n_unknown"] == ("10" if held_out else "20")
         assert row["epochs"] == "1"
