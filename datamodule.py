@@ -2,9 +2,7 @@
 
 import copy
 import logging
-import os
 import zlib
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import components  # noqa: F401  # puts right what the next ones stumble over
@@ -17,6 +15,7 @@ from torch import Tensor
 from components import environment, sources
 from components.augmentation import IMAGE_SIZE, Augmentation, Flip, PaddingMode
 from components.errors import InputError
+from components.files import expanded
 from components.loader import EvalLoader, TrainLoader, fits
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source: sources.Asked = data
-        self.data_dir = Path(os.path.expanduser(data_dir)).absolute()
+        self.data_dir = expanded(data_dir).absolute()
         self.download_url = download_url
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size

@@ -8,7 +8,6 @@ python train.py --help
 """
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from components import cli, environment
 from components.augmentation import Flip, PaddingMode
 from components.callbacks import COLUMNS, History, TrainingClock
 from components.environment import Hardware, Precision
+from components.files import expanded
 from components.flags import check_flags, check_images, check_processes
 from components.lr_finder import Finder, RangeTest, range_test
 from components.resume import (
@@ -160,8 +160,7 @@ def train(
     with RunFolder(
         config["output_dir"], config["name"], config["seed"], resume=resume
     ) as run:
-        metrics = train_in(run, config, hardware, started)
-    return metrics
+        return train_in(run, config, hardware, started)
 
 
 def train_in(
@@ -240,7 +239,7 @@ def plain_values(flags: dict[str, Any]) -> dict[str, Any]:
     }
     for flag in PATHS:
         if plain[flag] is not None:
-            plain[flag] = os.path.expanduser(plain[flag])
+            plain[flag] = str(expanded(plain[flag]))
     return plain
 
 
