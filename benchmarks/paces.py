@@ -137,7 +137,7 @@ def course_pace(setting: Setting) -> float:
     device = torch.device(setting.device)
     net = CustomResNet(base_width=setting.base_width).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
-    batches = iter(endless(setting.batch_size))
+    batches = iter(endless(setting.batch_size, pin=device.type == "cuda"))
 
     def step() -> None:
         images, labels = (values.to(device) for values in next(batches))
@@ -151,8 +151,8 @@ def course_pace(setting: Setting) -> float:
     return pace(step, setting)
 
 
-def endless(batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of a `DataLoader`, epoch after epoch."""
+def endless(batch_size: int, *, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of a `DataLoader`, in page-locked memory or not, epoch after epoch."""
     workers = min(4, os.cpu_count() or 1)
     loader = DataLoader(
         NoiseDataset(),
@@ -160,7 +160,7 @@ def endless(batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         shuffle=True,
         drop_last=True,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
