@@ -72,7 +72,8 @@ def train_epoch(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
     return [loss, weight, finite_loss.bad_step, *metrics]
 
 
-def test_epoch(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
+def evaluate_all(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
+    """The metrics of all images, still there."""
     module.eval()
     with torch.no_grad():
         for step, batch in enumerate(
@@ -82,9 +83,6 @@ def test_epoch(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
             module.test_step(batch, step)
     names = ("val_loss", "val_acc", "test_loss", "test_acc", "test_acc_tta")
     return [getattr(module, name).compute() for name in (*names, "test_confusion")]
-
-
-test_epoch.__test__ = False  # type: ignore[attr-defined]
 
 
 # --- Tensors that claim to be on a GPU: a mix of devices, or a read, is an error. ---
@@ -124,7 +122,7 @@ def test_evaluation_mixes_no_devices(
         return values.new_zeros(minlength)  # how long it is only a real GPU can say
 
     monkeypatch.setattr(torch, "bincount", bincount)
-    found = test_epoch(fake_gpu, CUDA)
+    found = evaluate_all(fake_gpu, CUDA)
     assert [value.device for value in found] == 6 * [CUDA]
 
 
@@ -185,7 +183,7 @@ def test_a_mac_trains_and_evaluates_without_what_it_cannot_do(
     batch, _ = next(iter(train_loader(CPU)))
     assert batch.is_contiguous(memory_format=torch.channels_last)
     with Mac():
-        found = [*train_epoch(on_a_mac, CPU), *test_epoch(on_a_mac, CPU)]
+        found = [*train_epoch(on_a_mac, CPU), *evaluate_all(on_a_mac, CPU)]
     assert all(value.isfinite().all() for value in found)
 
 
