@@ -30,7 +30,7 @@ class Listing(NamedTuple):
 
     Attributes:
         folder: Where it is.
-        classes: Names of its folders in alphabetical order.
+        classes: Names of its folders, composed (NFC), in alphabetical order.
         paths: Where its N images are.
         labels: int64 (N,), the class of each image.
         others: Files that are no images.
@@ -58,17 +58,25 @@ def list_classes(folder: Path) -> Listing:
             f"test/, each with a folder per class{_renaming_hint(folder.parent)}"
         )
     try:
-        classes = sorted(name for name in os.listdir(folder) if _is_class(folder, name))
-        found = [_list_class(folder / name) for name in classes]
+        names = [name for name in os.listdir(folder) if _is_class(folder, name)]
+        named = sorted((_composed(name), name) for name in names)
+        found = [_list_class(folder / name) for _, name in named]
         stray = [path for path in _files(folder) if not is_hidden(path.name)]
     except OSError as error:
         _refuse(error.filename, error.strerror)
+    classes = [name for name, _ in named]
+    for name, other in itertools.pairwise(classes):
+        if name == other:
+            raise InputError(
+                f"{one_line(folder)}: two folders are named {name!r}, with its accents "
+                "written as Unicode's NFC and as NFD; put their images into one"
+            )
     if not classes:
         raise InputError(f"{one_line(folder)}: no class; put a folder per class there")
     counts = [len(images) for images, _ in found]
     if 0 in counts:
         raise InputError(
-            f"{one_line(folder / classes[counts.index(0)])}: no image "
+            f"{one_line(folder / named[counts.index(0)][1])}: no image "
             f"({', '.join(FORMATS)}); fill or remove the folder"
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
@@ -88,10 +96,9 @@ def check_same_classes(train: Listing, other: Listing) -> None:
             f"{one_line(train.folder)}: only the class {train.classes[0]!r}; give at "
             "least two class folders"
         )
-    ours, theirs = ({*map(_composed, split.classes)} for split in (train, other))
-    for name in sorted(ours ^ theirs):
+    for name in sorted({*train.classes} ^ {*other.classes}):
         there, missing = train.folder.name, other.folder.name
-        if name in theirs:
+        if name in other.classes:
             there, missing = missing, there
         raise InputError(
             f"{one_line(train.folder.parent)}: class {name!r} is in {there}/ but not "
@@ -120,14 +127,6 @@ def fingerprint(listing: Listing) -> str:
         times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
         digest.update(f"\0{status.st_size}\0{times}\n".encode())
     return digest.hexdigest()
-
-
-def class_name(folder: str) -> str:
-    """The name of a class, from that of its folder: composed (NFC) and on one line.
-
-    The same letters may be stored in two ways, and macOS and Linux prefer other ones.
-    """
-    return one_line(_composed(folder))
 
 
 def what_is_wrong(folder: Path, cifar10: Sequence[str]) -> str:
@@ -178,6 +177,7 @@ def one_line(text: object) -> str:
 
 
 def _composed(name: str) -> str:
+    """A name with each letter as one sign; systems may write an accent as another."""
     return unicodedata.normalize("NFC", name)
 
 

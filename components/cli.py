@@ -22,7 +22,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from components import streams
 from components.class_folders import one_line
-from components.errors import DivergedError, InputError, show_traceback
+from components.errors import (
+    DivergedError,
+    InputError,
+    is_out_of_memory,
+    show_traceback,
+)
 from components.files import expanded
 from components.stop import StoppedError, handle_signals
 
@@ -50,7 +55,6 @@ OF_SURROUNDINGS = {
     *(errno.ENODEV, errno.ENXIO, errno.EBUSY, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
 }
-NO_MEMORY = re.compile("out of memory|can't allocate memory|bad_alloc|ALLOC_FAILED")
 SPENDERS = ("batch_size", "base_width")  # flags that memory depends on
 NULLS = ("", "~", "null", "Null", "NULL")  # of YAML
 
@@ -75,7 +79,7 @@ class Parser(ArgumentParser):
         except yaml.YAMLError:
             root = None  # jsonargparse says what is wrong
         if isinstance(root, yaml.MappingNode):
-            texts = {name for name, kind in self.types.items() if _is_text(kind)}
+            texts = [name for name, kind in self.types.items() if _is_text(kind)]
             for key, value in root.value:
                 if isinstance(value, yaml.ScalarNode) and key.value in texts:
                     _make_text(value)
@@ -143,8 +147,7 @@ def explain(error: Exception, flags: Collection[str]) -> str | None:
     reason = one_line(str(error).strip().split("\n")[0]) or type(error).__name__
     again = "start again"
     again += ", with --ckpt_path last" if "ckpt_every_n_steps" in flags else ""
-    no_memory = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
-    if no_memory or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         lower = " or ".join(f"--{flag}" for flag in SPENDERS if flag in flags)
         lower = f"lower {lower}, or " if lower else ""
         return (

@@ -1,8 +1,11 @@
 """What ends a run with one line instead of a traceback, and how to see that one."""
 
 import os
+import re
 import sys
 import traceback
+
+NO_MEMORY = re.compile("out of memory|can't allocate memory|bad_alloc|ALLOC_FAILED")
 
 
 class InputError(Exception):
@@ -25,3 +28,13 @@ def show_traceback() -> None:
         cause.__suppress_context__ = False
         cause = cause.__cause__ or cause.__context__
     traceback.print_exception(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, of this machine or a GPU.
+
+    torch.OutOfMemoryError, torch.AcceleratorError and what PyTorch raises on a CPU are
+    all RuntimeErrors.
+    """
+    is_torchs = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
+    return bool(is_torchs) or isinstance(error, MemoryError)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from components.class_folders import one_line
 from components.environment import cuda_problem
-from components.errors import InputError, show_traceback
+from components.errors import InputError, is_out_of_memory, show_traceback
 from components.image_folder import read_image
 from components.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
 from components.weights import read_weights
@@ -77,7 +77,9 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
     try:
         module = LitCustomResNet(**saved["hyper_parameters"])
         module.load_state_dict(saved["state_dict"])
-    except (KeyError, RuntimeError, TypeError):
+    except (KeyError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"--ckpt_path {path}: the weights do not fit the network; give a "
             "checkpoint of this version of the project"

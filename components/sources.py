@@ -14,7 +14,6 @@ from torchvision.datasets import CIFAR10
 from components import download
 from components.class_folders import (
     check_same_classes,
-    class_name,
     is_image_folder,
     list_classes,
     one_line,
@@ -153,7 +152,7 @@ def load_split(folder: Path) -> tuple[Labelled, tuple[str, ...]]:
         InputError: Images are missing or not as they should be.
     """
     listing = list_classes(folder)
-    return load_images(listing), tuple(map(class_name, listing.classes))
+    return load_images(listing), tuple(map(one_line, listing.classes))
 
 
 def _load_folder(data_dir: Path) -> ImageSet:
@@ -166,7 +165,7 @@ def _load_folder(data_dir: Path) -> ImageSet:
     return ImageSet(
         load_images(train),
         load_images(test),
-        tuple(map(class_name, train.classes)),
+        tuple(map(one_line, train.classes)),
         None if val is None else load_images(val),
     )
 

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from components import report
-from components.errors import InputError
+from components.errors import InputError, show_traceback
 from components.figures import (
     Row,
     curves_figure,
@@ -92,6 +92,7 @@ def write_report(
         report.write_report(finished, findings)
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
+        show_traceback()
 
 
 @rank_zero_only
