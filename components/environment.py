@@ -263,7 +263,9 @@ def check_compiler(device: torch.device) -> None:
         InputError: It does not; mostly there is no compiler.
     """
     try:
-        torch.compile(torch.sin)(torch.ones(8, device=device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the start, which says the same
+            torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # of torch, of the compiler, of the system
         reason = " ".join(str(error).split("\n\n")[0].split())[:200].rstrip(".")
         raise InputError(

@@ -92,7 +92,7 @@ def _build_callbacks(
 ) -> list[Callback]:
     """What happens beside the training, in the order in which it has to."""
     stop, finite_loss = StopSignal(), FiniteLoss(history, run.newest_checkpoints)
-    callbacks: list[Callback] = [RunProgressBar(), stop, finite_loss, clock]
+    callbacks: list[Callback] = [stop, RunProgressBar(), finite_loss, clock]
     if config["ema_decay"]:
         average = exponential_average(config["ema_decay"])
         callbacks.append(WeightAveraging(multi_avg_fn=average))

@@ -231,6 +231,43 @@ def test_wrong_configuration(
     assert message in error
 
 
+@pytest.mark.parametrize("name", ["#1", "20240101", "007", "1e3", "yes", "&a", "Übung"])
+def test_a_name_is_text_whatever_it_looks_like(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.parse(train, ["--name", name])["name"] == name
+    assert cli.parse(train, [f"--name={name}", "--devices", "2"])["devices"] == 2
+    with pytest.raises(SystemExit):
+        cli.parse(train, ["--name", name, "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert cli.parse(train, ["--config", "printed.yaml"])["name"] == name
+
+
+def test_a_name_in_a_configuration_needs_no_quotes() -> None:
+    content = "name: 20240101 # für heute\nlr: 1e-3\ndevices: 2\ndata_dir: 2024-01-01\n"
+    for start in ("", "\ufeff"):  # as editors on Windows put first
+        Path("my.yaml").write_text(start + content, encoding="utf-8")
+        flags = cli.parse(train, ["--config", "my.yaml"])
+        assert (flags["name"], flags["data_dir"]) == ("20240101", "2024-01-01")
+        assert (flags["lr"], flags["devices"]) == (0.001, 2)
+    for empty in ("name:", "name: null", "name: ~"):
+        Path("my.yaml").write_text(f"seed: 1\n{empty}\n")
+        assert cli.parse(train, ["--config", "my.yaml"])["name"] is None
+    Path("my.yaml").write_bytes("name: Übung".encode("latin-1"))
+    with pytest.raises(SystemExit) as end:
+        cli.parse(train, ["--config", "my.yaml"])
+    assert end.value.code == 2
+
+
+def test_paths_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    Path("mine.yaml").write_text("data_dir: ~/images\n")
+    flags = cli.parse(train, ["--config=~/mine.yaml", "--output_dir=~/runs"])
+    assert flags["data_dir"] == str(tmp_path / "images")
+    assert flags["output_dir"] == str(tmp_path / "runs")
+
+
 def test_flags_may_stand_bare_and_overrule_the_configuration() -> None:
     Path("my.yaml").write_text("batch_size: 64\nlr: 0.5\n")
     flags = cli.parse(

@@ -228,10 +228,13 @@ def stop(
     return log.splitlines()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("place", "count", "saved"),
-    [("step", 9, "step"), ("step", 12, "last"), ("validation", 3, "last")],
+    ("place", "count", "saved", "signum"),
+    [
+        *(("step", 9, "step", signum) for signum in SIGNALS),
+        ("step", 12, "last", signal.SIGINT),
+        ("validation", 3, "last", signal.SIGTERM),
+    ],
 )
 def test_a_signal_saves_and_says_how_to_go_on(
     place: str,
@@ -245,7 +248,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
 ) -> None:
     expected, _ = unbroken()
     said = stop(start, tmp_path, place, count, signum)[-1]
-    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[signal.Signals(signum)]
+    name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     path = CHECKPOINTS / f"{saved}.ckpt"
     head = f"train.py: stopped by {name}; {path} is saved; go on with: "
     assert said.startswith(head)
@@ -286,6 +289,26 @@ def test_a_run_gives_the_signals_back(quick_train: Callable[..., Any]) -> None:
     before = [signal.getsignal(signum) for signum in SIGNALS]
     quick_train(max_epochs=1)
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
+
+
+def run_in_background(argv: list[str], place: str) -> None:
+    """As under `nohup` from a shell that has gone on; all signals come."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+        interrupt(place, 1, signum, 1)
+    run_command(argv)
+
+
+@pytest.mark.parametrize("place", ["step", "test"])
+def test_signals_that_were_ignored_stay_ignored(
+    place: str, fork: Start, image_folder: Path, tmp_path: Path
+) -> None:
+    argv = ["train.py", "--data_dir", str(image_folder), "--report", "false"]
+    for flag, value in (FLAGS | {"max_epochs": "1"}).items():
+        argv += [f"--{flag}", value]
+    end(fork(tmp_path, run_in_background, argv, place))
+    assert (tmp_path / "runs/run/metrics.json").exists()
+    assert "stopping" not in (tmp_path / "log").read_text()
 
 
 def test_a_second_ctrl_c_ends_at_once(start: Start, tmp_path: Path) -> None:
