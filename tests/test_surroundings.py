@@ -23,7 +23,7 @@ import predict
 import report
 import train
 from components import cli, streams
-from components.class_folders import list_splits
+from components.class_folders import list_classes
 from components.errors import DivergedError, InputError
 from components.files import replacing
 from components.image_folder import read_image
@@ -356,14 +356,14 @@ def test_names_that_look_alike_are_the_same_class(image_folder: Path) -> None:
     for split, green in (("train", composed), ("test", apart)):
         for name, source in ((green, "green"), ("rot", "red")):
             shutil.copytree(image_folder / split / source, Path(split) / name)
-    train_split, test_split = list_splits(Path())
+    train_split, test_split = list_classes(Path("train")), list_classes(Path("test"))
     assert train_split.classes == test_split.classes == [composed, "rot"]
     assert len(test_split.paths) == 20
     twin = Path("test") / composed
     if not twin.exists():  # where the file system tells them apart
         shutil.copytree(image_folder / "test" / "green", twin)
         with pytest.raises(InputError, match="two folders are named 'grün'"):
-            list_splits(Path())
+            list_classes(Path("test"))
 
 
 def tiff(values: np.ndarray, order: Literal["<", ">"]) -> bytes:
