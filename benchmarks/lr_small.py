@@ -1,0 +1,189 @@
+"""Whether `--lr auto` serves small runs: narrow networks, easy or few images.
+
+    python benchmarks/lr_small.py --data_dir FOLDER
+    python benchmarks/lr_small.py
+
+The first records the range test of `train.py` for each base width, seed, batch size and
+kind of images, trains each with four fixed rates and with the pick in short runs, and
+puts the accuracy on held-out images on record. It takes the narrow networks first, goes
+on where it was stopped, and leaves the test set alone. The second writes what is on
+record into docs/learning_rate.md. A curve holds no pick: that follows from it by the
+rule as it is now, so after a change of the rule only the runs whose pick has moved are
+missing.
+
+FOLDER holds the real images as train/CLASS/ and test/CLASS/: 7,000 for training, of
+which 5,000 are held out, because the accuracy on a few hundred is mostly luck.
+"""
+
+import datetime
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytorch_lightning as pl
+
+from benchmarks.lr_stability import measure
+from benchmarks.rows import Row, add_row, read_rows
+from benchmarks.tables import with_table
+from components import cli, environment
+from components.environment import Hardware
+from components.lr_finder import find_valley, middle
+from train import build_module, load_images, train
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = PROJECT / "benchmarks" / "results"
+CURVES = RESULTS / "2026-11-25_lr_small_cpu.jsonl"
+RUNS = RESULTS / "2026-11-25_lr_small_cpu.csv"
+PAGE = PROJECT / "docs" / "learning_rate.md"
+LRS = (0.001, 0.003, 0.01, 0.03)
+CLASSES = 10
+HELD_OUT = {"shapes": 500, "real": 5000}  # of 5,000 and of 7,000 images
+# Short, and yet long enough to learn; large batches give few steps an epoch.
+EPOCHS = {
+    "shapes": {64: 2, 128: 2, 512: 5},
+    "real": {64: 5, 128: 6, 512: 12},
+}
+
+
+class Setting(NamedTuple):
+    """What the runs of a comparison share."""
+
+    base_width: int
+    data: str
+    batch_size: int
+    seed: int
+
+
+def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
+    """All flags of train.py."""
+    shapes = ["--data", "synthetic"]
+    source = shapes if setting.data == "shapes" else ["--data_dir", str(data_dir)]
+    return cli.parse(train, source) | {
+        "base_width": setting.base_width,
+        "batch_size": setting.batch_size,
+        "seed": setting.seed,
+        "val_size": HELD_OUT[setting.data],
+        "max_epochs": EPOCHS[setting.data][setting.batch_size],
+    }
+
+
+def read_curves(file: Path = CURVES) -> dict[Setting, tuple[list[float], list[float]]]:
+    """Rates and losses of the range tests on record."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    curves = {}
+    for record in map(json.loads, lines):
+        setting = Setting(*(record[field] for field in Setting._fields))
+        curves[setting] = record["lrs"], record["losses"]
+    return curves
+
+
+def lr_small(
+    data_dir: str,
+    base_widths: tuple[int, ...] = (4, 8, 16, 32, 64),
+    batch_sizes: tuple[int, ...] = (64, 128, 512),
+    seeds: int = 5,
+    curves_only: bool = False,
+) -> None:
+    """Put range tests and short trainings on record, those that are not there yet.
+
+    Args:
+        data_dir: Folder of the real images.
+        base_widths: Channels of the first convolution.
+        batch_sizes: Images in a batch.
+        seeds: Number of seeds, from 0.
+        curves_only: Do not train.
+    """
+    environment.keep_freed_memory()
+    for plan in itertools.product(base_widths, range(seeds), batch_sizes, EPOCHS):
+        base_width, seed, batch_size, data = plan
+        setting = Setting(base_width, data, batch_size, seed)
+        flags = flags_of(setting, data_dir)
+        if setting not in read_curves():
+            record = setting._asdict() | measure(flags | {"lr": "auto"})
+            with CURVES.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        for lr in () if curves_only else (*LRS, pick(setting)):
+            if (setting, lr) not in read_accuracies():
+                put_on_record(setting, flags | {"lr": lr})
+
+
+def pick(setting: Setting) -> float:
+    """What the rule as it is now picks from the range test on record."""
+    return middle(find_valley(*read_curves()[setting], CLASSES))
+
+
+def read_accuracies(file: Path = RUNS) -> dict[tuple[Setting, float], float]:
+    """Accuracy on held-out images, by setting and maximum LR."""
+    found = {}
+    for row in read_rows(file, *Setting._fields, "lr", "val/acc"):
+        width, batch_size, seed = map(
+            int, (row["base_width"], row["batch_size"], row["seed"])
+        )
+        setting = Setting(width, row["data"], batch_size, seed)
+        found[setting, float(row["lr"])] = float(row["val/acc"])
+    return found
+
+
+def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
+    """Train once and add a row."""
+    hardware = environment.choose_hardware("cpu", 1, 1, "auto", flags["precision"])
+    started = time.perf_counter()
+    row = setting._asdict() | {
+        "epochs": flags["max_epochs"],
+        "lr": flags["lr"],
+        "val/acc": round(accuracy(flags, hardware), 4),
+        "seconds": round(time.perf_counter() - started, 1),
+        "date": datetime.date.today().isoformat(),
+        **environment.circumstances(hardware),
+    }
+    print(*(row[name] for name in (*setting._fields, "lr", "val/acc")), flush=True)
+    add_row(RUNS, row)
+
+
+def accuracy(flags: dict[str, Any], hardware: Hardware) -> float:
+    """Train once, and return the accuracy on the held-out images."""
+    images = load_images(flags)
+    module = build_module(flags, images)
+    trainer = pl.Trainer(
+        **hardware.arguments,
+        max_epochs=flags["max_epochs"],
+        check_val_every_n_epoch=flags["max_epochs"],  # the last epoch's is enough
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=images)
+    return trainer.callback_metrics["val/acc"].item()
+
+
+def ratios(data: str, batch_size: int, base_width: int) -> list[float]:
+    """Accuracy with the pick over that with the best fixed rate, a seed each.
+
+    Seeds for which a run is missing are left out.
+    """
+    accuracies, found = read_accuracies(), []
+    for setting in read_curves():
+        if setting[:3] != (base_width, data, batch_size):
+            continue
+        runs = [accuracies.get((setting, lr)) for lr in (*LRS, pick(setting))]
+        if None not in runs:
+            *fixed, picked = runs
+            found.append(picked / max(fixed))
+    return found
+
+
+def table() -> str:
+    ...
+
+
+if __name__ == "__main__":
+    cli.run("lr_small.py", lr_small)
