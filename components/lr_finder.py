@@ -66,7 +66,7 @@ def range_test(
         data: Where the batches come from; its `trainer` is None afterwards.
         finder: Which package runs the test.
         steps: Length of the test, at least `MIN_STEPS`.
-        hardware: The arguments of `Trainer` that choose devices and precision.
+        hardware: The arguments of `Trainer` that say on what, and how, to train.
 
     Raises:
         InputError: The losses allow no pick, or the finder cannot do what is asked.

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from components import cli
+from components.environment import Hardware
 from components.errors import InputError
+from components.loader import Batch
 from components.lr_finder import (
     MAX_LR,
     MIN_LR,
@@ -21,6 +24,7 @@ from components.lr_finder import (
 )
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
+from train import settle_lr, train
 
 HARDWARE: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 LRS = np.geomspace(1e-6, 1, 100).tolist()
@@ -130,3 +134,26 @@ def test_torch_lr_finder_refuses_several_processes(data: CIFAR10DataModule) -> N
     hardware = HARDWARE | {"devices": 2, "strategy": "ddp"}
     with pytest.raises(InputError, match="cannot share 2 processes"):
         range_test(new_module(data), data, "torch-lr-finder", 40, hardware)
+
+
+@pytest.mark.parametrize("flags", [(True, True), (False, False)])
+def test_a_range_test_trains_as_the_run_does(
+    flags: tuple[bool, bool], data: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def note(module: LitCustomResNet, batch: Batch, batch_idx: int) -> torch.Tensor:
+        layer_sync = module.trainer._accelerator_connector._layer_sync
+        seen.add((torch.are_deterministic_algorithms_enabled(), bool(layer_sync)))
+        return training_step(module, batch, batch_idx)
+
+    training_step = LitCustomResNet.training_step
+    monkeypatch.setattr(LitCustomResNet, "training_step", note)
+    deterministic, sync_batchnorm = flags
+    config = cli.parse(train, ["--lr_steps", "40", "--base_width", "4"])
+    config |= {"deterministic": deterministic, "sync_batchnorm": sync_batchnorm}
+    try:
+        settle_lr(config, data, Hardware(HARDWARE, torch.device("cpu"), 1), None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == {flags}
