@@ -227,7 +227,7 @@ def train_in(
         if config["report"] and config["limit_test_batches"]:
             write_report(run, trainer, images)
         trainer.loggers[0].finalize("success")
-    show_end(metrics, None if fast_dev_run else run.path)
+    show_end(metrics, images, None if fast_dev_run else run.path)
     return metrics
 
 
@@ -300,7 +300,9 @@ def settle_lr(
         return FAST_DEV_LR, None
     spent = build_module(config | {"lr": FAST_DEV_LR, "compile": False}, images)
     finder, steps = config["lr_finder"], config["lr_steps"]
-    test = range_test(spent, images, finder, steps, hardware.arguments)
+    # As the run itself will train.
+    same = {flag: config[flag] for flag in ("deterministic", "sync_batchnorm")}
+    test = range_test(spent, images, finder, steps, hardware.arguments | same)
     return test.lr, test
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from components import report
 from components.errors import InputError, show_traceback
@@ -96,8 +97,16 @@ def write_report(
 
 
 @rank_zero_only
-def show_end(metrics: dict[str, Any], folder: Path | None) -> None:
-    """Print the final figures, and where to look on."""
+def show_end(
+    metrics: dict[str, Any], images: CIFAR10DataModule, folder: Path | None
+) -> None:
+    """Print the final figures, and where to look on.
+
+    Args:
+        metrics: What metrics.json holds.
+        images: What the run trained on.
+        folder: The run folder; None for a trial, which is too short to learn.
+    """
     lines = [
         (f"{split} accuracy", f"{100 * metrics[f'{split}/acc']:.2f} %")
         for split in ("train", "val", "test")
@@ -118,6 +127,27 @@ def show_end(metrics: dict[str, Any], folder: Path | None) -> None:
         print(f"{name:<16} {value}")
     if folder is not None:
         print(f"\nLook at it: tensorboard --logdir {shlex.quote(str(folder.parent))}")
+        warn_of_guessing(metrics, images.train_set[1])
+
+
+def warn_of_guessing(metrics: dict[str, Any], labels: Tensor) -> None:
+    """Say so if a run has learned next to nothing.
+
+    Args:
+        metrics: What metrics.json holds.
+        labels: int64 (N,), those of the training images.
+    """
+    accuracy, kind = metrics["val/acc"], "validation"
+    if accuracy is None:  # nothing is held out
+        accuracy, kind = metrics["train/acc"], "training"
+    guessing = labels.bincount().max().item() / len(labels)
+    if accuracy < min(2 * guessing, guessing + 0.1 * (1 - guessing)):
+        log.warning(
+            f"hardly better than guessing: {100 * accuracy:.1f} % of the {kind} images "
+            f"are right, and {100 * guessing:.1f} % would be if the most common class "
+            "were named each time; look at curves.png and lr_finder.png, and train "
+            "again with another rate, such as --lr 0.01, or for longer"
+        )
 
 
 @own_style()

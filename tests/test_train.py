@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from components import cli
 from components.errors import DivergedError, InputError
+from components.summary import warn_of_guessing
 from components.trainer import exponential_average
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -220,6 +222,48 @@ def test_training_on_everything_has_no_best_checkpoint(quick_train: Train) -> No
     metrics = quick_train(val_size=0, max_epochs=1)
     assert metrics["val/acc"] is None
     assert [path.name for path in LAST.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_that_ends_at_guessing_says_so(
+    quick_train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    quick_train(lr=1e-9, name="stuck")
+    [line] = caplog.messages
+    assert re.match(
+        r"hardly better than guessing: \d+\.\d % of the validation images are right, "
+        r"and 33\.3 % would be if the most common class were named each time; ",
+        line,
+    )
+    caplog.clear()
+    assert quick_train(lr=0.01, max_epochs=4, name="fine")["val/acc"] > 0.6
+    quick_train(lr=1e-9, fast_dev_run=True)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("val", "train", "counts", "says"),
+    [
+        (0.135, 0.9, [50] * 10, "13.5 % of the validation images"),
+        (0.158, 0.9, [50] * 10, "15.8 % of the validation images"),
+        (0.20, 0.10, [50] * 10, None),
+        (None, 0.12, [50] * 10, "12.0 % of the training images"),
+        (0.021, None, [9] * 100, None),  # twice as good as guessing
+        (0.80, None, [80, 20], "and 80.0 % would be"),  # names one class only
+        (0.83, None, [80, 20], None),
+    ],
+)
+def test_what_counts_as_guessing(
+    val: float | None,
+    train: float | None,
+    counts: list[int],
+    says: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    warn_of_guessing({"val/acc": val, "train/acc": train}, labels)
+    assert len(caplog.messages) == (says is not None)
+    assert (says or "") in "".join(caplog.messages)
 
 
 def test_limits_shorten_the_epochs(quick_train: Train) -> None:
