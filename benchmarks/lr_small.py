@@ -47,8 +47,8 @@ CLASSES = 10
 HELD_OUT = {"shapes": 500, "real": 5000}  # of 5,000 and of 7,000 images
 # Short, and yet long enough to learn; large batches give few steps an epoch.
 EPOCHS = {
-    "shapes": {64: 2, 128: 2, 512: 5},
-    "real": {64: 5, 128: 6, 512: 12},
+    "shapes": {64: 2, 128: 3, 512: 8},
+    "real": {64: 5, 128: 8, 512: 16},
 }
 
 
