@@ -21,7 +21,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytorch_lightning as pl
 
 from benchmarks.lr_stability import measure
-from benchmarks.rows import Row, add_row, read_rows
+from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
 from components import cli, environment
 from components.environment import Hardware
@@ -43,7 +42,7 @@ CURVES = RESULTS / "2026-11-25_lr_small_cpu.jsonl"
 RUNS = RESULTS / "2026-11-25_lr_small_cpu.csv"
 PAGE = PROJECT / "docs" / "learning_rate.md"
 LRS = (0.001, 0.003, 0.01, 0.03)
-CLASSES = 10
+WIDTHS, BATCH_SIZES = (4, 8, 16, 32, 64), (64, 128, 512)
 HELD_OUT = {"shapes": 500, "real": 5000}  # of 5,000 and of 7,000 images
 # Short, and yet long enough to learn; large batches give few steps an epoch.
 EPOCHS = {
@@ -74,20 +73,21 @@ def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
     }
 
 
-def read_curves(file: Path = CURVES) -> dict[Setting, tuple[list[float], list[float]]]:
-    """Rates and losses of the range tests on record."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    curves = {}
+def read_picks() -> dict[Setting, float]:
+    """What the rule as it is now picks from the range tests on record."""
+    lines = CURVES.read_text(encoding="utf-8").splitlines() if CURVES.exists() else []
+    picks = {}
     for record in map(json.loads, lines):
         setting = Setting(*(record[field] for field in Setting._fields))
-        curves[setting] = record["lrs"], record["losses"]
-    return curves
+        valley = find_valley(record["lrs"], record["losses"], record["classes"])
+        picks[setting] = middle(valley)
+    return picks
 
 
 def lr_small(
     data_dir: str,
-    base_widths: tuple[int, ...] = (4, 8, 16, 32, 64),
-    batch_sizes: tuple[int, ...] = (64, 128, 512),
+    base_widths: tuple[int, ...] = WIDTHS,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
     seeds: int = 5,
     curves_only: bool = False,
 ) -> None:
@@ -105,28 +105,26 @@ def lr_small(
         base_width, seed, batch_size, data = plan
         setting = Setting(base_width, data, batch_size, seed)
         flags = flags_of(setting, data_dir)
-        if setting not in read_curves():
+        if setting not in read_picks():
             record = setting._asdict() | measure(flags | {"lr": "auto"})
             with CURVES.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-        for lr in () if curves_only else (*LRS, pick(setting)):
+        rates = () if curves_only else (*LRS, read_picks()[setting])
+        for lr in rates:
             if (setting, lr) not in read_accuracies():
                 put_on_record(setting, flags | {"lr": lr})
 
 
-def pick(setting: Setting) -> float:
-    """What the rule as it is now picks from the range test on record."""
-    return middle(find_valley(*read_curves()[setting], CLASSES))
-
-
-def read_accuracies(file: Path = RUNS) -> dict[tuple[Setting, float], float]:
+def read_accuracies() -> dict[tuple[Setting, float], float]:
     """Accuracy on held-out images, by setting and maximum LR."""
     found = {}
-    for row in read_rows(file, *Setting._fields, "lr", "val/acc"):
-        width, batch_size, seed = map(
-            int, (row["base_width"], row["batch_size"], row["seed"])
+    for row in read_rows(RUNS, *Setting._fields, "lr", "val/acc"):
+        setting = Setting(
+            int(row["base_width"]),
+            row["data"],
+            int(row["batch_size"]),
+            int(row["seed"]),
         )
-        setting = Setting(width, row["data"], batch_size, seed)
         found[setting, float(row["lr"])] = float(row["val/acc"])
     return found
 
@@ -143,6 +141,7 @@ def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
         "date": datetime.date.today().isoformat(),
         **environment.circumstances(hardware),
     }
+    del row["command"]  # it would name a folder of this machine
     print(*(row[name] for name in (*setting._fields, "lr", "val/acc")), flush=True)
     add_row(RUNS, row)
 
@@ -165,25 +164,48 @@ def accuracy(flags: dict[str, Any], hardware: Hardware) -> float:
     return trainer.callback_metrics["val/acc"].item()
 
 
-def ratios(data: str, batch_size: int, base_width: int) -> list[float]:
+def ratios(
+    accuracies: dict[tuple[Setting, float], float], picks: dict[Setting, float]
+) -> dict[tuple[int, str, int], list[float]]:
     """Accuracy with the pick over that with the best fixed rate, a seed each.
 
-    Seeds for which a run is missing are left out.
+    By base width, data and batch size; seeds for which a run is missing are left out.
     """
-    accuracies, found = read_accuracies(), []
-    for setting in read_curves():
-        if setting[:3] != (base_width, data, batch_size):
-            continue
-        runs = [accuracies.get((setting, lr)) for lr in (*LRS, pick(setting))]
-        if None not in runs:
-            *fixed, picked = runs
-            found.append(picked / max(fixed))
+    found: dict[tuple[int, str, int], list[float]] = {}
+    for setting, lr in picks.items():
+        runs = [(setting, rate) for rate in (*LRS, lr)]
+        if all(run in accuracies for run in runs):
+            *fixed, picked = (accuracies[run] for run in runs)
+            found.setdefault(setting[:3], []).append(picked / max(fixed))
     return found
 
 
 def table() -> str:
-    ...
+    """A row a width and kind of images; worst and mean ratio at each batch size."""
+    found = ratios(read_accuracies(), read_picks())
+    names = (f"batch {size}: worst, mean (n)" for size in BATCH_SIZES)
+    lines = [f"| base width | images | {' | '.join(names)} |"]
+    lines.append(f"|{'---|' * (2 + len(BATCH_SIZES))}")
+    for width, data in itertools.product(WIDTHS, EPOCHS):
+        cells = [str(width), data]
+        for size in BATCH_SIZES:
+            same = found.get((width, data, size), [])
+            cells.append(worst_and_mean(same) if same else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def worst_and_mean(shares: list[float]) -> str:
+    """In percent, and how many there are."""
+    mean = statistics.mean(shares)
+    return f"{100 * min(shares):.1f}, {100 * mean:.1f} ({len(shares)})"
+
+
+def write_page() -> None:
+    """Write what is on record into docs/learning_rate.md."""
+    page = with_table(PAGE.read_text(encoding="utf-8"), table(), "lr_small")
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    cli.run("lr_small.py", lr_small)
+    cli.run("lr_small.py", lr_small if sys.argv[1:] else write_page)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.tuner.tuning import Tuner
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch_lr_finder import LRFinder, TrainDataLoaderIter
@@ -19,9 +21,12 @@ from torch_lr_finder import LRFinder, TrainDataLoaderIter
 from components.errors import InputError
 from components.loader import Batch, TrainLoader
 
+log = logging.getLogger(__name__)
+
 Finder = Literal["lightning", "torch-lr-finder"]
 
 MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
+HIGHEST = 0.1  # rates above it are tested, to be seen, and do not count
 MIN_STEPS = 40  # fewer are too far apart for the pick
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
 BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
@@ -61,6 +66,8 @@ def range_test(
 ) -> RangeTest:
     """Train `module`, which is spent afterwards, for `steps` steps and pick a rate.
 
+    A line on the terminal says why the pick may be a bad one, where it may.
+
     Args:
         module: A new module.
         data: Where the batches come from; its `trainer` is None afterwards.
@@ -76,8 +83,11 @@ def range_test(
         lrs, losses = run(module, data, steps, hardware)
     finally:
         data.trainer = None
-    valley = find_valley(lrs, losses, len(module.hparams["classes"]))
-    return RangeTest(lrs, losses, valley, middle(valley))
+    num_classes = len(module.hparams["classes"])
+    valley = find_valley(lrs, losses, num_classes)
+    test = RangeTest(lrs, losses, valley, middle(valley))
+    warn(doubts(test, num_classes))
+    return test
 
 
 def find_valley(
@@ -85,25 +95,59 @@ def find_valley(
 ) -> tuple[float, float]:
     """The rates between which a range test trains about as well as it can.
 
-    That is where the smoothed loss is within `VALLEY` times log(num_classes), the loss
-    of guessing, of its minimum. The floor is nearly flat, so the minimum and the
-    steepest point wander over a decade from seed to seed; the edges are steep and hold.
+    They are the first and the last up to `HIGHEST` at which the smoothed loss is within
+    `VALLEY` times log(num_classes), the loss of guessing, of its minimum there. The
+    floor is nearly flat, so the minimum and the steepest point wander over a decade
+    from seed to seed; the edges are steep and hold. A hump on the floor is no edge:
+    narrow networks have one and train well on both sides of it. Rates above `HIGHEST`
+    ruin a training, though not the loss of a test: a narrow network's does not explode,
+    and falls again where weight decay wipes the weights out.
 
     Raises:
         InputError: Every loss is infinite or not a number.
     """
-    smoothed = smooth(losses)
-    lowest = int(smoothed.argmin())
-    if not np.isfinite(smoothed[lowest]):
+    smoothed = counted(lrs, losses)
+    lowest = smoothed.min()
+    if not np.isfinite(lowest):
         raise InputError(
-            f"--lr auto: no loss in {len(lrs)} steps was finite, so there is nothing "
-            "to pick; try another --precision, or give a rate such as --lr 0.01"
+            f"--lr auto: no loss in {len(smoothed)} steps was finite, so there is "
+            "nothing to pick; try another --precision, or give a rate such as --lr 0.01"
         )
-    inside = smoothed <= smoothed[lowest] + VALLEY * np.log(num_classes)
-    first = int(inside.argmax())
-    beyond = np.flatnonzero(~inside[lowest:])
-    last = lowest + int(beyond[0]) - 1 if len(beyond) else len(lrs) - 1
-    return lrs[first], lrs[last]
+    inside = np.flatnonzero(smoothed <= lowest + VALLEY * np.log(num_classes))
+    return lrs[inside[0]], lrs[inside[-1]]
+
+
+def counted(lrs: list[float], losses: list[float]) -> np.ndarray:
+    """The smoothed losses at the rates that count, those up to `HIGHEST`."""
+    return smooth(losses)[np.array(lrs) <= HIGHEST]
+
+
+def doubts(test: RangeTest, num_classes: int) -> list[str]:
+    """Why the pick may be a bad one, a line each; none if all is well."""
+    smoothed, guessing = counted(test.lrs, test.losses), float(np.log(num_classes))
+    found = []
+    if smoothed.min() >= guessing:
+        found.append(
+            f"in the {len(test.lrs)} steps of the LR range test the loss never fell "
+            f"below that of guessing, {guessing:.2f}, so the max LR {test.lr:g} is "
+            "uncertain; a longer test may see more, such as --lr_steps 300, or give a "
+            "rate, such as --lr 0.01"
+        )
+    highest = test.lrs[len(smoothed) - 1]
+    if test.valley[1] == highest:
+        found.append(
+            f"in the LR range test the loss was still low at {highest:.2g}, the highest "
+            f"rate that counts, so the max LR {test.lr:g} may be too high; if the run "
+            "learns little, try a lower one, such as --lr 0.003"
+        )
+    return found
+
+
+@rank_zero_only
+def warn(lines: list[str]) -> None:
+    """Show lines on the terminal, once for all processes."""
+    for line in lines:
+        log.warning(line)
 
 
 def middle(valley: tuple[float, float]) -> float:
