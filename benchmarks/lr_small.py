@@ -44,7 +44,8 @@ PAGE = PROJECT / "docs" / "learning_rate.md"
 LRS = (0.001, 0.003, 0.01, 0.03)
 WIDTHS, BATCH_SIZES = (4, 8, 16, 32, 64), (64, 128, 512)
 HELD_OUT = {"shapes": 500, "real": 5000}  # of 5,000 and of 7,000 images
-# Short, and yet long enough to learn; large batches give few steps an epoch.
+# Short, and yet long enough to learn: large batches give few steps an epoch, and the
+# narrowest network needs twice as many.
 EPOCHS = {
     "shapes": {64: 2, 128: 3, 512: 8},
     "real": {64: 5, 128: 8, 512: 16},
@@ -69,7 +70,8 @@ def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
         "batch_size": setting.batch_size,
         "seed": setting.seed,
         "val_size": HELD_OUT[setting.data],
-        "max_epochs": EPOCHS[setting.data][setting.batch_size],
+        "max_epochs": EPOCHS[setting.data][setting.batch_size]
+        * (2 if setting.base_width == min(WIDTHS) else 1),
     }
 
 

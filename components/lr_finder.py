@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Finder = Literal["lightning", "torch-lr-finder"]
 
 MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
-HIGHEST = 0.1  # rates above it are tested, to be seen, and do not count
+LIMIT = 0.01  # of the pick; no loss of a test tells that more ruins a training
 MIN_STEPS = 40  # fewer are too far apart for the pick
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
 BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
@@ -95,50 +95,41 @@ def find_valley(
 ) -> tuple[float, float]:
     """The rates between which a range test trains about as well as it can.
 
-    They are the first and the last up to `HIGHEST` at which the smoothed loss is within
-    `VALLEY` times log(num_classes), the loss of guessing, of its minimum there. The
-    floor is nearly flat, so the minimum and the steepest point wander over a decade
-    from seed to seed; the edges are steep and hold. A hump on the floor is no edge:
-    narrow networks have one and train well on both sides of it. Rates above `HIGHEST`
-    ruin a training, though not the loss of a test: a narrow network's does not explode,
-    and falls again where weight decay wipes the weights out.
+    They are the first and the last at which the smoothed loss is within `VALLEY` times
+    log(num_classes), the loss of guessing, of its minimum. The floor is nearly flat, so
+    the minimum and the steepest point wander over a decade from seed to seed; the edges
+    are steep and hold. A hump between them is no edge: narrow networks have one, and
+    train well on both sides of it.
 
     Raises:
         InputError: Every loss is infinite or not a number.
     """
-    smoothed = counted(lrs, losses)
+    smoothed = smooth(losses)
     lowest = smoothed.min()
     if not np.isfinite(lowest):
         raise InputError(
-            f"--lr auto: no loss in {len(smoothed)} steps was finite, so there is "
-            "nothing to pick; try another --precision, or give a rate such as --lr 0.01"
+            f"--lr auto: no loss in {len(lrs)} steps was finite, so there is nothing "
+            "to pick; try another --precision, or give a rate such as --lr 0.01"
         )
     inside = np.flatnonzero(smoothed <= lowest + VALLEY * np.log(num_classes))
     return lrs[inside[0]], lrs[inside[-1]]
 
 
-def counted(lrs: list[float], losses: list[float]) -> np.ndarray:
-    """The smoothed losses at the rates that count, those up to `HIGHEST`."""
-    return smooth(losses)[np.array(lrs) <= HIGHEST]
-
-
 def doubts(test: RangeTest, num_classes: int) -> list[str]:
     """Why the pick may be a bad one, a line each; none if all is well."""
-    smoothed, guessing = counted(test.lrs, test.losses), float(np.log(num_classes))
-    found = []
-    if smoothed.min() >= guessing:
+    found, guessing = [], float(np.log(num_classes))
+    if smooth(test.losses).min() >= guessing:
         found.append(
             f"in the {len(test.lrs)} steps of the LR range test the loss never fell "
             f"below that of guessing, {guessing:.2f}, so the max LR {test.lr:g} is "
             "uncertain; a longer test may see more, such as --lr_steps 300, or give a "
             "rate, such as --lr 0.01"
         )
-    highest = test.lrs[len(smoothed) - 1]
-    if test.valley[1] == highest:
+    if test.valley[1] == test.lrs[-1]:
         found.append(
-            f"in the LR range test the loss was still low at {highest:.2g}, the highest "
-            f"rate that counts, so the max LR {test.lr:g} may be too high; if the run "
-            "learns little, try a lower one, such as --lr 0.003"
+            f"in the LR range test the loss was still low at its end, at a rate of "
+            f"{test.lrs[-1]:.2g}, so the max LR {test.lr:g} is uncertain; if the run "
+            "learns little, give a lower one, such as --lr 0.003"
         )
     return found
 
@@ -151,9 +142,9 @@ def warn(lines: list[str]) -> None:
 
 
 def middle(valley: tuple[float, float]) -> float:
-    """The middle on the log scale, rounded to three digits: the maximum LR."""
+    """The middle on the log scale, at most `LIMIT`, to three digits: the maximum LR."""
     low, high = valley
-    return float(f"{(low * high) ** 0.5:.3g}")
+    return float(f"{min((low * high) ** 0.5, LIMIT):.3g}")
 
 
 def smooth(losses: list[float]) -> np.ndarray:

@@ -14,6 +14,7 @@ from components.environment import Hardware
 from components.errors import InputError
 from components.loader import Batch
 from components.lr_finder import (
+    LIMIT,
     MAX_LR,
     MIN_LR,
     find_valley,
@@ -49,12 +50,18 @@ def test_valley_lies_between_the_walls(low: float, high: float) -> None:
     found = find_valley(LRS, valley(low, high), num_classes=10)
     assert low < found[0] < 2 * low  # the smoothing takes some steps at each edge
     assert high / 2 < found[1] < high
-    assert middle(found) == pytest.approx((low * high) ** 0.5, rel=0.1)
+    expected = min((low * high) ** 0.5, LIMIT)
+    assert middle(found) == pytest.approx(expected, rel=0.1)
 
 
 def test_middle_is_on_the_log_scale_and_short() -> None:
     assert middle((1e-4, 1e-2)) == 0.001
     assert middle((0.00123456, 0.00123456)) == 0.00123
+
+
+def test_a_pick_has_a_limit() -> None:
+    assert middle((0.0004, 0.2)) == 0.00894
+    assert middle((0.05, 0.1)) == LIMIT == 0.01
 
 
 def test_pick_follows_the_edges_and_not_the_floor() -> None:
@@ -66,26 +73,18 @@ def test_pick_follows_the_edges_and_not_the_floor() -> None:
     assert max(picks) / min(picks) < 1.1
 
 
-def test_rates_above_the_highest_do_not_count() -> None:
-    losses = valley(1e-4, 1e-2)
-    expected = find_valley(LRS, losses, num_classes=10)
-    losses[-10:] = [0.5] * 10  # lower than ever, after the explosion
-    assert find_valley(LRS, losses, num_classes=10) == expected
-    falling = np.linspace(3, 0.5, 100).tolist()
-    found = find_valley(LRS, falling, num_classes=10)
-    assert found[1] == LRS[82] == pytest.approx(0.094, abs=0.001)
-
-
 def test_a_hump_on_the_floor_is_no_edge() -> None:
     losses = valley(1e-4, 5e-2)
     losses[50:60] = [2.0] * 10
     assert find_valley(LRS, losses, 10) == find_valley(LRS, valley(1e-4, 5e-2), 10)
 
 
-def test_losses_that_are_not_finite() -> None:
+def test_losses_that_never_rise_or_are_not_finite() -> None:
+    falling = np.linspace(3, 0.5, 100).tolist()
+    assert find_valley(LRS, falling, num_classes=10)[1] == LRS[-1]
     torn = [*valley(1e-4, 1e-2)[:70], *[math.nan] * 20, *[math.inf] * 10]
     assert find_valley(LRS, torn, 10) == find_valley(LRS, valley(1e-4, 1e-2), 10)
-    with pytest.raises(InputError, match="no loss in 83 steps was finite"):
+    with pytest.raises(InputError, match="no loss in 100 steps was finite"):
         find_valley(LRS, [math.nan] * 100, num_classes=10)
 
 

@@ -74,7 +74,7 @@ def test_it_runs_from_top_to_bottom(
     assert [type(value) for value in shown if value is not None] == FIGURES * [Figure]
     assert (project / "runs" / "notebook" / "checkpoints" / "last.ckpt").exists()
     assert (names["WIDTH"], len(names["test"].lrs)) == (4, 40)
-    assert names["metrics"]["max_lr"] == names["max_lr"] <= 0.01
+    assert names["metrics"]["max_lr"] == names["test"].lr
     assert int(names["findings"].counts.sum()) == 100
     assert float(names["shares"].sum()) == pytest.approx(1)
 
@@ -88,7 +88,8 @@ def test_it_runs_in_a_kernel_as_it_is(project: Path) -> None:
     where = {"metadata": {"path": str(project / "notebooks")}}
     nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
     assert pictures(notebook.cells) == FIGURES
-    assert (project / "runs" / "notebook" / "metrics.json").exists()
+    metrics = json.loads((project / "runs/notebook/metrics.json").read_text())
+    assert metrics["test/acc"] > 0.95  # with the pick as it is
 
 
 def pictures(among: Sequence[Any]) -> int:

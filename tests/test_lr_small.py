@@ -1,0 +1,65 @@
+"""The short runs of small networks: what is recorded, and what is said about it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import lr_small as script
+from benchmarks.lr_small import LRS, PAGE, Setting, lr_small, ratios, read_picks, table
+from benchmarks.rows import read_rows
+from benchmarks.tables import with_table
+
+ONLY = Setting(4, "real", 32, 0)
+
+
+@pytest.fixture
+def quick(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of the images of a single setting, with a record of its own."""
+    for name, value in {
+        "CURVES": Path("curves.jsonl"),
+        "RUNS": Path("runs.csv"),
+        "EPOCHS": {"real": {32: 1}},
+        "HELD_OUT": {"real": 30},
+    }.items():
+        monkeypatch.setattr(script, name, value)
+    return str(image_folder)
+
+
+def test_what_is_missing_is_recorded_and_no_more(
+    quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr_small(quick, (4,), (32,), seeds=1, curves_only=True)
+    assert not script.RUNS.exists()
+    [curve] = map(json.loads, script.CURVES.read_text().splitlines())
+    assert (len(curve["lrs"]), curve["classes"]) == (100, 3)
+    lr_small(quick, (4,), (32,), seeds=1)
+    assert len(script.CURVES.read_text().splitlines()) == 1
+    rates = [*LRS, read_picks()[ONLY]]
+    rows = read_rows(script.RUNS)
+    assert [float(row["lr"]) for row in rows] == rates
+    assert [row["seed"] for row in rows] == ["0"] * 5
+    assert all(0 <= float(row["val/acc"]) <= 1 for row in rows)
+    script.RUNS.write_text("".join(script.RUNS.read_text().splitlines(True)[:-1]))
+    trained = []
+    monkeypatch.setattr(script, "put_on_record", lambda *given: trained.append(given))
+    lr_small(quick, (4,), (32,), seeds=1)
+    [(setting, flags)] = trained
+    assert (setting, flags["lr"]) == (ONLY, rates[-1])
+
+
+def test_ratios_are_of_the_pick_to_the_best_fixed_rate() -> None:
+    fixed = dict(zip(LRS, (0.2, 0.3, 0.5, 0.4), strict=True))
+    other = ONLY._replace(seed=1)
+    accuracies = {(ONLY, lr): share for lr, share in fixed.items()}
+    accuracies |= {(other, lr): share for lr, share in fixed.items()}
+    accuracies |= {(ONLY, 0.007): 0.45, (other, 0.02): 0.55}
+    picks = {ONLY: 0.007, other: 0.02, ONLY._replace(seed=2): 0.01}
+    assert ratios(accuracies, picks)[4, "real", 32] == pytest.approx([0.9, 1.1])
+    assert ratios(accuracies, {ONLY: 0.008}) == {}  # a pick that was not trained with
+    assert script.worst_and_mean([0.9, 1.1, 1.0]) == "90.0, 100.0 (3)"
+
+
+def test_the_page_is_what_is_on_record() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page, table(), "lr_small") == page
