@@ -48,7 +48,7 @@ HELD_OUT = {"shapes": 500, "real": 5000}  # of 5,000 and of 7,000 images
 # narrowest network needs twice as many.
 EPOCHS = {
     "shapes": {64: 2, 128: 3, 512: 8},
-    "real": {64: 5, 128: 8, 512: 16},
+    "real": {64: 5, 128: 8, 512: 24},
 }
 
 
