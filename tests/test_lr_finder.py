@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components import cli
+from components import cli, lr_finder
 from components.environment import Hardware
 from components.errors import InputError
 from components.loader import Batch
@@ -34,6 +34,18 @@ LRS = np.geomspace(1e-6, 1, 100).tolist()
 def valley(low: float, high: float) -> list[float]:
     """Losses with a flat floor between two rates, and walls around it."""
     return [1.5 if low <= lr <= high else 3.0 for lr in LRS]
+
+
+@pytest.fixture
+def data(image_folder: Path) -> CIFAR10DataModule:
+    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
+    data.setup()
+    return data
+
+
+def new_module(data: CIFAR10DataModule) -> LitCustomResNet:
+    torch.manual_seed(0)
+    return LitCustomResNet(data.classes, data.mean, data.std, 0.01, base_width=4)
 
 
 def test_smoothing_is_a_centred_mean() -> None:
@@ -88,6 +100,42 @@ def test_losses_that_never_rise_or_are_not_finite() -> None:
         find_valley(LRS, [math.nan] * 100, num_classes=10)
 
 
+GUESSING = math.log(3)
+OPEN = (
+    "the loss was still low at its end, at a rate of 1, so the max LR 0.01 is uncertain"
+)
+ABOVE = (
+    "in the 100 steps of the LR range test the loss never fell below that of guessing"
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "floor", "end", "lines"),
+    [
+        (1.5, 0.8, 1.5, []),
+        (1.5, 0.8, 0.8, [OPEN]),
+        (1.5, GUESSING - 0.01, 1.5, []),
+        (1.5, GUESSING + 0.01, 1.5, [ABOVE]),
+        (1.5, GUESSING + 0.01, GUESSING + 0.01, [ABOVE, OPEN]),
+    ],
+)
+def test_an_uncertain_pick_is_said(
+    start: float,
+    floor: float,
+    end: float,
+    lines: list[str],
+    data: CIFAR10DataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    losses = [start] * 30 + [floor] * 30 + [end] * 40
+    monkeypatch.setattr(lr_finder, "run_lightning", lambda *_: (LRS, losses))
+    range_test(new_module(data), data, "lightning", 100, HARDWARE)
+    assert len(caplog.messages) == len(lines)
+    for message, line in zip(caplog.messages, lines, strict=True):
+        assert line in message
+
+
 def test_unsmooth_undoes_lightnings_running_mean() -> None:
     losses = np.random.default_rng(0).uniform(1, 4, 100)
     mean, smoothed = 0.0, []
@@ -95,18 +143,6 @@ def test_unsmooth_undoes_lightnings_running_mean() -> None:
         mean = 0.98 * mean + 0.02 * loss
         smoothed.append(mean / (1 - 0.98 ** (step + 1)))
     assert unsmooth(smoothed) == pytest.approx(losses)
-
-
-@pytest.fixture
-def data(image_folder: Path) -> CIFAR10DataModule:
-    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
-    data.setup()
-    return data
-
-
-def new_module(data: CIFAR10DataModule) -> LitCustomResNet:
-    torch.manual_seed(0)
-    return LitCustomResNet(data.classes, data.mean, data.std, 0.01, base_width=4)
 
 
 @pytest.mark.parametrize("finder", ["lightning", "torch-lr-finder"])

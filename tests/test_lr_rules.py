@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import lr_small
 from benchmarks.lr_rules import (
     CURVES,
     RULES,
@@ -15,7 +16,7 @@ from benchmarks.lr_rules import (
     until_diverged,
 )
 from benchmarks.lr_stability import read_tests
-from components.lr_finder import RangeTest
+from components.lr_finder import LIMIT, RangeTest
 
 LRS = np.geomspace(1e-6, 1, 121)  # twenty a decade
 
@@ -74,3 +75,29 @@ def test_table_has_a_row_a_rule_and_a_column_a_setting() -> None:
     column = head.split("|").index(" seed.yaml, 128 ")
     [ours] = [row for row in rows if "`--lr auto`" in row]
     assert ours.split("|")[column] == " 0.0019 to 0.0035 (1.9) "
+
+
+def test_small_networks_on_shapes_are_not_ruined() -> None:
+    picks = lr_small.read_picks()
+    # To the end of these two the loss falls: the middle is 0.407 and 0.135, and the
+    # first leads to one image right in eight, where 0.01 leads to all.
+    assert picks[lr_small.Setting(8, "shapes", 128, seed=0)] == LIMIT
+    assert picks[lr_small.Setting(16, "shapes", 128, seed=0)] == LIMIT
+    assert 0.0005 < min(picks.values()) <= max(picks.values()) == LIMIT
+
+
+def test_picks_at_full_width_stay_where_they_were() -> None:
+    before = {
+        ("seed", 512): (0.0049, 0.00324, 0.00603, 0.00302, 0.00372),
+        ("seed", 128): (0.00347, 0.00282, 0.00302, 0.002, 0.00186),
+        ("best", 256): (0.00282, 0.00229, 0.00324, 0.002, 0.00174),
+        ("best", 512): (0.00282, 0.00214, 0.00427, 0.00214, 0.00282),
+        ("best", 128): (0.00214, 0.00229, 0.00302, 0.000933, 0.00141),
+    }
+    now = {
+        setting: [test.lr for test in group]
+        for setting, group in read_tests(CURVES).items()
+    }
+    assert now.keys() == before.keys()
+    for setting, lrs in before.items():
+        assert now[setting] == pytest.approx(lrs, rel=0.2)
