@@ -232,7 +232,8 @@ def test_a_run_that_ends_at_guessing_says_so(
     [line] = caplog.messages
     assert re.match(
         r"hardly better than guessing: \d+\.\d % of the validation images are right, "
-        r"and 33\.3 % would be if the most common class were named each time; ",
+        r"and 33\.3 % would be if the most common class were named each time; .*"
+        r" --lr 0\.01$",
         line,
     )
     caplog.clear()
@@ -261,7 +262,7 @@ def test_what_counts_as_guessing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    warn_of_guessing({"val/acc": val, "train/acc": train}, labels)
+    warn_of_guessing({"val/acc": val, "train/acc": train, "max_lr": 0.01}, labels)
     assert len(caplog.messages) == (says is not None)
     assert (says or "") in "".join(caplog.messages)
 
