@@ -61,6 +61,14 @@ class Setting(NamedTuple):
     seed: int
 
 
+class Comparison(NamedTuple):
+    """What a seed's pick led to, and the best of the fixed rates; as fractions."""
+
+    lr: float
+    picked: float
+    best: float
+
+
 def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
     """All flags of train.py."""
     shapes = ["--data", "synthetic"]
@@ -166,41 +174,49 @@ def accuracy(flags: dict[str, Any], hardware: Hardware) -> float:
     return trainer.callback_metrics["val/acc"].item()
 
 
-def ratios(
+def compare(
     accuracies: dict[tuple[Setting, float], float], picks: dict[Setting, float]
-) -> dict[tuple[int, str, int], list[float]]:
-    """Accuracy with the pick over that with the best fixed rate, a seed each.
+) -> dict[tuple[int, str, int], list[Comparison]]:
+    """The pick against the best fixed rate, a seed each.
 
     By base width, data and batch size; seeds for which a run is missing are left out.
     """
-    found: dict[tuple[int, str, int], list[float]] = {}
+    found: dict[tuple[int, str, int], list[Comparison]] = {}
     for setting, lr in picks.items():
         runs = [(setting, rate) for rate in (*LRS, lr)]
         if all(run in accuracies for run in runs):
             *fixed, picked = (accuracies[run] for run in runs)
-            found.setdefault(setting[:3], []).append(picked / max(fixed))
+            same = found.setdefault(setting[:3], [])
+            same.append(Comparison(lr, picked, max(fixed)))
     return found
 
 
 def table() -> str:
-    """A row a width and kind of images; worst and mean ratio at each batch size."""
-    found = ratios(read_accuracies(), read_picks())
-    names = (f"batch {size}: worst, mean (n)" for size in BATCH_SIZES)
-    lines = [f"| base width | images | {' | '.join(names)} |"]
-    lines.append(f"|{'---|' * (2 + len(BATCH_SIZES))}")
-    for width, data in itertools.product(WIDTHS, EPOCHS):
-        cells = [str(width), data]
-        for size in BATCH_SIZES:
-            same = found.get((width, data, size), [])
-            cells.append(worst_and_mean(same) if same else "")
+    """A row a width, kind of images and batch size; empty where nothing is measured."""
+    head = ["base width", "images", "batch size", "n", "picks", "with the pick"]
+    head += ["best of four", "share: worst", "mean"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    found = compare(read_accuracies(), read_picks())
+    for group in itertools.product(WIDTHS, EPOCHS, BATCH_SIZES):
+        cells = [*map(str, group), *summary(found.get(group, []))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def worst_and_mean(shares: list[float]) -> str:
-    """In percent, and how many there are."""
-    mean = statistics.mean(shares)
-    return f"{100 * min(shares):.1f}, {100 * mean:.1f} ({len(shares)})"
+def summary(seeds: list[Comparison]) -> list[str]:
+    """Number, picks, mean accuracies, and the worst and the mean share of the best."""
+    if not seeds:
+        return ["0", "", "", "", "", ""]
+    lrs, picked, best = zip(*seeds, strict=True)
+    shares = [one / other for one, other in zip(picked, best, strict=True)]
+    ends = sorted({f"{min(lrs):.2g}", f"{max(lrs):.2g}"}, key=float)
+    numbers = map(statistics.mean, (picked, best))
+    percents = [*numbers, min(shares), statistics.mean(shares)]
+    return [
+        str(len(seeds)),
+        " to ".join(ends),
+        *(f"{100 * share:.1f}" for share in percents),
+    ]
 
 
 def write_page() -> None:
