@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from torchvision.datasets import CIFAR10
 
 from components import sources
 from components.synthetic import draw_shapes
+from published import CLASSES, checksums, make_archive, make_files
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = PROJECT / "notebooks" / "cifar10.ipynb"
@@ -77,6 +79,28 @@ def test_it_runs_from_top_to_bottom(
     assert names["metrics"]["max_lr"] == names["test"].lr
     assert int(names["findings"].counts.sum()) == 100
     assert float(names["shares"].sum()) == pytest.approx(1)
+
+
+def test_it_runs_on_the_published_cifar10(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_files(60)
+    for name, value in checksums(files, make_archive(files)).items():
+        monkeypatch.setattr(CIFAR10, name, value)
+    folder = project / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    names: dict[str, Any] = {}
+    changes = {'DATA = "synthetic"': 'DATA = "cifar10"', "(256, 64, 24)": "(64, 4, 1)"}
+    for cell in cells():
+        code = source(cell).replace("cli.set_up_messages()", "")
+        for long, short in (QUICK | changes).items():
+            code = code.replace(long, short)
+        run_cell(code, names)
+    assert names["images"].source == "cifar10"
+    assert names["model"].hparams["classes"] == CLASSES
+    assert int(names["findings"].counts.sum()) == 60
 
 
 @pytest.mark.slow  # starts a kernel and runs for a minute
