@@ -348,6 +348,11 @@ def test_known_is_what_is_surer_than_between_two_classes() -> None:
     assert is_known(shares).tolist() == [True, False, False]
 
 
+def test_a_network_of_two_classes_can_know_none_of_them() -> None:
+    shares = torch.tensor([[0.6, 0.4], [0.75, 0.25], [0.95, 0.05]])
+    assert is_known(shares).tolist() == [False, True, True]
+
+
 def test_label_smoothing_is_no_doubt() -> None:
     """What a network is taught for a sure image must not pass for an unknown one."""
     sure = torch.tensor([[0.82] + 9 * [0.02]]).log()
