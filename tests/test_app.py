@@ -240,7 +240,12 @@ def free_port() -> int:
 
 
 def serve_page(arguments: list[str]) -> None:
-    """Run app.py with temporary files in `uploads`; tell of addresses elsewhere."""
+    """Run app.py with temporary files in `uploads`; tell of addresses elsewhere.
+
+    There are proxies that do not answer, or that nobody here can speak to.
+    """
+    proxies = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
+    os.environ |= proxies
     tempfile.tempdir = str(Path("uploads").resolve())
     Path(tempfile.tempdir).mkdir()
 
