@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from components.errors import InputError
+from components.errors import InputError, is_out_of_memory
 from components.files import unsealed
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
         content = io.BytesIO(unsealed(path.read_bytes()))
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for foreign files
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise InputError(
             f"--ckpt_path {path}: damaged, or not a checkpoint of this project "
