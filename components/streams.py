@@ -34,7 +34,8 @@ class Outlet(io.FileIO):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            if self.lasting:
+            # A program that is ending already, by a signal, has its exit code.
+            if self.lasting or error.__context__ is not None:
                 return len(data)
             if error.errno in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
                 sys.exit(BROKEN_PIPE)

@@ -224,25 +224,27 @@ def test_a_process_killed_half_way_leaves_nothing_that_is_trusted(
         "import pathlib, sys; from components.download import download;"
         "download([sys.argv[1]], pathlib.Path(sys.argv[2]), sys.argv[3])"
     )
-    target = tmp_path / ARCHIVE
+    folder = tmp_path / "data"
+    folder.mkdir()
+    target = folder / ARCHIVE
     arguments = [server.url("stalled"), str(target), CIFAR10.tgz_md5]
     root = Path(__file__).parents[1]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=root)
     deadline = time.monotonic() + 30
-    while not any(part.stat().st_size for part in tmp_path.glob(".*.tmp")):
+    while not any(part.stat().st_size for part in folder.glob(".*.tmp")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.wait()
     assert not target.exists()
-    unpacked = tmp_path / f".{FOLDER}.tmp" / FOLDER  # as from a kill while unpacking
+    unpacked = folder / f".{FOLDER}.tmp" / FOLDER  # as from a kill while unpacking
     unpacked.mkdir(parents=True)
     (unpacked / "data_batch_0").write_text("half")
-    fetch("cifar10", tmp_path)
-    assert names(tmp_path) == [FOLDER, ARCHIVE]
-    assert names(tmp_path / FOLDER) == sorted(batches)
-    assert len(load("cifar10", tmp_path).train[1]) == 10
+    fetch("cifar10", folder)
+    assert names(folder) == [FOLDER, ARCHIVE]
+    assert names(folder / FOLDER) == sorted(batches)
+    assert len(load("cifar10", folder).train[1]) == 10
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
