@@ -70,6 +70,9 @@ SUBSTITUTIONS = {
     "lr_stability.py configs/seed.yaml configs/best.yaml": "lr_stability.py quick.yaml",
     "lr_sweep.py configs/seed.yaml default.yaml": "lr_sweep.py quick.yaml "
     "--lrs '[0.01]' --batch_sizes '[32]'",
+    # All of that is on record, so nothing is trained.
+    "lr_small.py --data_dir FOLDER": "lr_small.py --data_dir data "
+    "--base_widths '[4]' --batch_sizes '[64]' --seeds 1",
     "python benchmarks/ablation.py --seeds": "sed 's/lr: 0.01/lr: 0.02/' quick.yaml > "
     "other.yaml\npython benchmarks/ablation.py --seeds",
     "max_epochs: 10": QUICK_RECIPE,
