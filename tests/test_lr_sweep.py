@@ -318,7 +318,10 @@ def test_the_page_is_written_with_and_without_a_record(
         (["small.yaml", "--seeds", "0"], "--seeds must be a whole number, at least 1"),
         (["small.yaml", "--first_seed", "-1"], "--seed must be a whole number, from 0"),
         (["small.yaml", "none.yaml"], "File does not exist"),
-        (["small.yaml", "--data_dir", "nothing"], "CIFAR-10 is not there"),
+        (
+            ["small.yaml", "--data_dir", "nothing"],
+            "no such folder; --data cifar10 downloads",
+        ),
         (["--lrs", "[0.1]"], "configs"),
     ],
 )

@@ -205,7 +205,7 @@ def test_folders_are_searched_and_sorted_and_hidden_files_left_out(
     Path("empty").mkdir()
     done = command("empty")
     assert done.code == 2
-    assert done.err.startswith("predict.py: error: empty: no image (.jpg ")
+    assert done.err.startswith("predict.py: error: empty: no image (AVIF, ")
 
 
 def test_a_file_is_done_once_and_batches_do_not_matter(
