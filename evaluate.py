@@ -24,7 +24,7 @@ from components.files import expanded
 from components.inference import WEIGHTS, load_model
 from components.loader import EvalLoader, fits
 from components.sources import DEFAULT_DIR, Asked, Labelled
-from lightning_module import LitCustomResNet, Tta
+from lightning_module import WITH_TTA, LitCustomResNet, Tta
 
 
 def evaluate(
@@ -48,14 +48,14 @@ def evaluate(
         data: Images, as for train.py.
         data_dir: Folder of the images; of an image folder only test/ is read.
         split_dir: Folder with a folder per class, to test on instead.
-        tta: Test also on the sum of logits for each image and its mirror image.
+        tta: Test also on each image and its mirror image, or on six views of it.
         json: Write JSON instead of a table.
         accelerator: What computes; auto takes a GPU where there is one.
         precision: Number format; auto takes what train.py would.
         batch_size: Images at once; shapes nothing but the last digits of the loss.
 
     Returns:
-        `test/acc` and `test/loss`, with TTA also `test/acc_tta`, the number of
+        `test/acc` and `test/loss`, with TTA also those of `WITH_TTA`, the number of
         `images`, of each class its accuracy and number of images, and circumstances.
 
     Raises:
@@ -145,8 +145,11 @@ def table(results: dict[str, Any]) -> str:
         ("test images", f"{results['images']}"),
         ("accuracy", f"{100 * results['test/acc']:.2f} %"),
     ]
-    if "test/acc_tta" in results:
-        lines.append(("with flip TTA", f"{100 * results['test/acc_tta']:.2f} %"))
+    lines += [
+        (words, f"{100 * results[name]:.2f} %")
+        for name, words in WITH_TTA.items()
+        if name in results
+    ]
     lines += [("loss", f"{results['test/loss']:.4f}"), ("", "")]
     lines += [
         (name, f"{100 * one['acc']:.2f} % of {one['images']}")

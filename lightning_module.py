@@ -17,10 +17,12 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from components.augmentation import shift
 from components.loader import Batch
 from custom_resnet import CustomResNet
 
-Tta = Literal["none", "flip"]  # test-time augmentation
+Tta = Literal["none", "flip", "views"]  # test-time augmentation
+WITH_TTA = {"test/acc_tta": "with flip TTA", "test/acc_views": "with six views"}
 PCT_START = 5 / 24  # the LR peaks at epoch 5 of 24, and at the same share of other runs
 
 
@@ -40,7 +42,9 @@ class LitCustomResNet(pl.LightningModule):
         label_smoothing: Share of each target that is spread over all classes, in
             training only.
         base_width: Channels of the first convolution.
-        tta: How to test also with test-time augmentation.
+        tta: How to test also with test-time augmentation: on the sum of logits for each
+            image and its mirror image, or also for both moved by a pixel to either side
+            along the diagonal, at half the weight (Jordan, arXiv 2404.00498).
     """
 
     mean: Tensor
@@ -77,6 +81,7 @@ class LitCustomResNet(pl.LightningModule):
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
         self.test_acc_tta = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc_views = MulticlassAccuracy(num_classes, average="micro")
         self._settle_formats()
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -123,8 +128,13 @@ class LitCustomResNet(pl.LightningModule):
         images, labels = batch
         logits = self._evaluate(batch, self.test_loss, self.test_acc)
         self.test_confusion.update(logits, labels)
-        if self.hparams["tta"] == "flip":
-            self.test_acc_tta.update(logits + self(images.flip(3)), labels)
+        if self.hparams["tta"] != "none":
+            both = logits + self(images.flip(3))
+            self.test_acc_tta.update(both, labels)
+        if self.hparams["tta"] == "views":
+            moved = [shift(images, pixels) for pixels in (1, -1)]
+            others = [self(part) + self(part.flip(3)) for part in moved]
+            self.test_acc_views.update(2 * both + sum(others), labels)
 
     # Logged once an epoch, not at every step: a call of `log` costs half a millisecond.
 
@@ -139,8 +149,10 @@ class LitCustomResNet(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log loss and accuracy of the test set."""
         self._log_epoch("test", self.test_loss, self.test_acc)
-        if self.hparams["tta"] == "flip":
+        if self.hparams["tta"] != "none":
             self.log("test/acc_tta", self.test_acc_tta)
+        if self.hparams["tta"] == "views":
+            self.log("test/acc_views", self.test_acc_views)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, and one cycle that is stepped at every batch.

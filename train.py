@@ -119,7 +119,7 @@ def train(
         padding_mode: What the border shows: black, or the image reflected.
         flip: Mirror training images at random, or every image in every other epoch.
         cutout: Side of the cutout square in pixels; 0 for none.
-        tta: Test also on the sum of logits for each image and its mirror image.
+        tta: Test also on each image and its mirror image, or on six views of it.
         output_dir: Folder of all runs.
         name: Name of this run's folder; null for time and seed.
         overwrite: Replace the run that is in the folder.

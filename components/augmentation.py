@@ -89,10 +89,21 @@ def pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:
     """
     if mode == "constant":
         return F.pad(images, (0, 0, padding, padding, padding, padding))
-    last = IMAGE_SIZE - 1
-    place = torch.arange(-padding, IMAGE_SIZE + padding, device=images.device)
-    place = last - (last - place.abs()).abs()
+    place = _reflected(-padding, IMAGE_SIZE + padding, images.device)
     return images[:, place][:, :, place]
+
+
+def shift(images: Tensor, pixels: int) -> Tensor:
+    """Move images (B, 3, 32, 32) along their diagonal; their edges are reflected."""
+    place = _reflected(pixels, IMAGE_SIZE + pixels, images.device)
+    return images[:, :, place][..., place]
+
+
+def _reflected(start: int, stop: int, device: torch.device) -> Tensor:
+    """Rows of an image from `start` up to `stop`, those beyond its edges reflected."""
+    last = IMAGE_SIZE - 1
+    place = torch.arange(start, stop, device=device)
+    return last - (last - place.abs()).abs()
 
 
 def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from components.lr_finder import RangeTest
 from components.resume import IDENTITY
 from components.run_folder import RunFolder
 from datamodule import CIFAR10DataModule
+from lightning_module import WITH_TTA
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,11 @@ def show_end(
         for split in ("train", "val", "test")
         if metrics[f"{split}/acc"] is not None
     ]
-    if "test/acc_tta" in metrics:
-        lines.append(("with flip TTA", f"{100 * metrics['test/acc_tta']:.2f} %"))
+    lines += [
+        (words, f"{100 * metrics[name]:.2f} %")
+        for name, words in WITH_TTA.items()
+        if name in metrics
+    ]
     lines += [
         ("max LR", f"{metrics['max_lr']:.3g}"),
         ("time", f"{metrics['seconds']:.0f} s"),

@@ -47,6 +47,28 @@ def test_cycle_peaks_at_epoch_5_of_24(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rates[239] == pytest.approx(8e-8)  # a 10,000th of the first
 
 
+def test_six_views_are_weighted_two_to_one() -> None:
+    """The image and two shifts along the diagonal, each with its mirror image."""
+    module = make_module(tta="views").eval()
+    seen: list[Tensor] = []
+
+    def note(_: object, inputs: tuple[Tensor], __: object) -> Tensor:
+        seen.append(inputs[0][0, 0])
+        weight = (1.0, 1.0, -1.5, -1.5, -0.4, -0.4)[len(seen) - 1]
+        return torch.tensor([[weight, 0.0, 0.0]])
+
+    module.net.register_forward_hook(note)
+    image = torch.arange(32 * 32).remainder(251).view(1, 1, 32, 32).repeat(1, 3, 1, 1)
+    module.test_step((image.to(torch.uint8), torch.tensor([0])), 0)
+    assert module.test_acc_views.compute() == 1  # 2 * 2 - 3 - 0.8 > 0 > 2 - 3 - 0.8
+    plain, mirror, first, first_mirror, second, _ = seen
+    assert torch.equal(mirror, plain.flip(1))
+    assert torch.equal(first[:-1, :-1], plain[1:, 1:])
+    assert torch.equal(first[-1, :-1], plain[-2, 1:])  # reflected
+    assert torch.equal(first_mirror, first.flip(1))
+    assert torch.equal(second[1:, 1:], plain[:-1, :-1])
+
+
 def test_flip_tta_adds_the_mirror_image() -> None:
     module = make_module(tta="flip").eval()
     images = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
