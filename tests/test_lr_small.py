@@ -72,6 +72,18 @@ def test_the_pick_is_compared_with_the_best_fixed_rate_of_its_seed() -> None:
     assert compare(accuracies, {ONLY: 0.008}) == {}  # no run with this pick
 
 
+def test_where_a_pick_falls_short_is_said() -> None:
+    found = compare(script.read_accuracies(), read_picks())
+    short = {
+        group
+        for group, seeds in found.items()
+        if min(seed.picked / seed.best for seed in seeds) < 0.95
+    }
+    assert short == {(4, "real", 128), (4, "real", 512)}
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert "These two are base width 4 on real images at batch 128 and 512," in page
+
+
 def test_the_page_is_what_is_on_record() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert with_table(page, table(), "lr_small") == page
