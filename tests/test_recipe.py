@@ -182,7 +182,7 @@ def test_results_and_pages_do_not_make_a_commit_dirty(
         ("lr: -1", (), "--lr must be a finite number above 0, or auto, got -1.0"),
         ("lr: 1", ("--seeds", "0"), "--seeds must be a whole number, at least 1"),
         ("lr: 1", ("--first_seed", "-1"), "--seed must be a whole number, from 0"),
-        ("lr: 1", ("--data_dir", "nothing"), "CIFAR-10 is not there"),
+        ("lr: 1", ("--data_dir", "nothing"), "no such folder; --data cifar10"),
     ],
 )
 def test_bad_input_is_one_line(
