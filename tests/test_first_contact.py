@@ -126,9 +126,7 @@ def test_a_run_repeats_from_another_folder(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A validation set of one's own, an odd name, a file that is no image."""
-    (folder / "val").mkdir()
-    for path in (folder / "train").iterdir():
-        shutil.copytree(path, folder / "val" / path.name)
+    shutil.copytree(folder / "train", folder / "val")
     (folder / "train/red/0.png").rename(folder / "train/red/0.jfif")
     (folder / "train/red/1.png").rename(folder / "train/red/1")
     (folder / "train/red/notes.txt").write_text("no image")
@@ -155,8 +153,8 @@ def split_names(folder: Path) -> str:
 
 
 def no_split(folder: Path) -> str:
-    for path in (folder / "train").iterdir():
-        path.rename(folder / path.name)
+    for name in CLASSES:
+        (folder / "train" / name).rename(folder / name)
     for split in ("train", "test"):
         shutil.rmtree(folder / split)
     return "it holds blue, green, red, .*; put the class folders into train/ and test/"
