@@ -53,9 +53,10 @@ def list_classes(folder: Path) -> Listing:
         InputError: The folder or a class is missing, empty or cannot be read.
     """
     if not os.path.isdir(folder):
+        hint = _renaming_hint(folder.parent)
         raise InputError(
             f"{one_line(folder)}: no such folder; an image folder needs train/ and "
-            f"test/, each with a folder per class{_renaming_hint(folder.parent)}"
+            f"test/, each with a folder per class{'; ' if hint else ''}{hint}"
         )
     try:
         names = [name for name in os.listdir(folder) if _is_class(folder, name)]
@@ -129,8 +130,8 @@ def fingerprint(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def what_is_wrong(folder: Path, cifar10: Sequence[str]) -> str:
-    """Why a folder is neither an image folder nor CIFAR-10, and what to do.
+def what_is_wrong(folder: Path, cifar10: Sequence[str]) -> tuple[str, str | None]:
+    """Why a folder is neither an image folder nor CIFAR-10, and what to do, if known.
 
     Args:
         folder: A folder that holds something else, or is not there.
@@ -138,27 +139,27 @@ def what_is_wrong(folder: Path, cifar10: Sequence[str]) -> str:
     """
     if not os.path.isdir(folder):
         near = _nearest(folder.name, _folders(folder.parent))
-        hint = f"; did you mean {one_line(folder.with_name(near))}?" if near else ""
-        return ("not a folder" if folder.exists() else "no such folder") + hint
+        hint = f"did you mean {one_line(folder.with_name(near))}?" if near else None
+        return "not a folder" if folder.exists() else "no such folder", hint
     try:
         found = sorted(name for name in os.listdir(folder) if not is_hidden(name))
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})", None
     if is_image_folder(folder):
-        return "it holds an image folder; give --data folder"
-    text = (
+        return "it holds an image folder", "give --data folder"
+    problem = (
         f"it holds {_shown(found)}, neither train/ and test/ with a folder per class "
         f"nor CIFAR-10 ({' or '.join(cifar10)})"
     )
     if renaming := _renaming_hint(folder):
-        return text + renaming
+        return problem, renaming
     children = [folder / name for name in _folders(folder)]
     for child in children:
         if is_image_folder(child) or any((child / name).exists() for name in cifar10):
-            return f"{text}; give --data_dir {one_line(child)}"
+            return problem, f"give --data_dir {one_line(child)}"
     if any(_holds_images(child) for child in children):
-        return f"{text}; put the class folders into train/ and test/"
-    return text
+        return problem, "put the class folders into train/ and test/"
+    return problem, None
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -264,14 +265,14 @@ def _nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def _renaming_hint(folder: Path) -> str:
-    """Which folders are splits by another name: "; rename Train/ to train/"."""
+    """Which folders are splits by another name, such as "rename Train/ to train/"."""
     names = _folders(folder)
     renamings = [
         f"rename {one_line(near)}/ to {split}/"
         for split in SPLITS
         if split not in names and (near := _nearest(split, names))
     ]
-    return f"; {', '.join(renamings)}" if renamings else ""
+    return ", ".join(renamings)
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -70,9 +70,9 @@ def settle(asked: Asked, data_dir: Path) -> Source:
         return "folder"
     if asked != "folder" and (_holds_cifar10(data_dir) or _is_free(asked, data_dir)):
         return "cifar10"
+    problem, hint = what_is_wrong(data_dir, CIFAR10_NAMES)
     raise InputError(
-        f"--data_dir {one_line(data_dir)}: {what_is_wrong(data_dir, CIFAR10_NAMES)}; "
-        f"{REMEDIES[asked]}"
+        f"--data_dir {one_line(data_dir)}: {problem}; {hint or REMEDIES[asked]}"
     )
 
 

@@ -149,7 +149,7 @@ def test_a_run_repeats_from_another_folder(
 def split_names(folder: Path) -> str:
     for split in ("train", "test"):
         (folder / split).rename(folder / split.capitalize())
-    return "it holds Test, Train, neither .*; rename Train/ to train/, rename Test/ to "
+    return "holds Test, Train, neither .*; rename Train/ to train/, rename Test/ .*/"
 
 
 def no_split(folder: Path) -> str:
@@ -157,25 +157,25 @@ def no_split(folder: Path) -> str:
         (folder / "train" / name).rename(folder / name)
     for split in ("train", "test"):
         shutil.rmtree(folder / split)
-    return "it holds blue, green, red, .*; put the class folders into train/ and test/"
+    return "it holds blue, green, red, .*; put the class folders into train/ and test/$"
 
 
 def wrapper(folder: Path) -> str:
     shutil.move(folder, folder.with_name("wrapped"))
     folder.mkdir()
     shutil.move(folder.with_name("wrapped"), folder / "images")
-    return f"; give --data_dir {re.escape(str(folder / 'images'))}; "
+    return f"; give --data_dir {re.escape(str(folder / 'images'))}$"
 
 
 def mistyped(folder: Path) -> str:
     folder.rename(folder.with_name("owm"))
-    return f"no such folder; did you mean {re.escape(str(folder.with_name('owm')))}?"
+    return f"no such folder; did you mean {re.escape(str(folder.with_name('owm')))}[?]$"
 
 
 def something_else(folder: Path) -> str:
     shutil.rmtree(folder)
     (folder / "MNIST").mkdir(parents=True)
-    return "it holds MNIST, neither train/ and test/"
+    return "it holds MNIST, neither .*; --data cifar10 downloads CIFAR-10, "
 
 
 def no_test(folder: Path) -> str:
