@@ -102,7 +102,8 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(
 
 @pytest.mark.parametrize("module", modules(), ids=str)
 def test_every_imported_package_is_required(module: Path) -> None:
-    required = set(ALL if is_test(module) else RUNTIME | EXTRAS)
+    is_for_developers = is_test(module) or module.parts[0] == "benchmarks"
+    required = set(ALL if is_for_developers else RUNTIME | EXTRAS)
     assert [names for names in distributions(module) if not names & required] == []
 
 
