@@ -76,7 +76,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         """Keep other runs out of a folder that is there already."""
-        if self.path.is_dir():
+        if not self.is_stamped and self.path.is_dir():
             self.hold()
         return self
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="The dirpath has changed"):
         elsewhere.load_state_dict(state)  # the best checkpoint is not there
     assert elsewhere.best_model_score is None
+
+
+def test_two_runs_without_a_name_in_the_same_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    with RunFolder("runs", None, 0) as first:
+        first.create()
+        with RunFolder("runs", None, 0) as second:
+            second.create()
+            assert (first.path.name, second.path.name) == ("now_seed0", "now_seed0_2")
 
 
 def test_a_run_does_not_look_into_the_folders_of_others(
