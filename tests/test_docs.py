@@ -243,7 +243,15 @@ def reduced(code: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash and Unix sockets")
-@pytest.mark.parametrize("page", [name for name in PAGES if blocks(PAGES[name])])
+@pytest.mark.parametrize(
+    "page",
+    [
+        # What is on the page on speed measures for a minute.
+        pytest.param(name, marks=[pytest.mark.slow] if name == "speed.md" else [])
+        for name, page in PAGES.items()
+        if blocks(page)
+    ],
+)
 def test_every_block_of_a_page_runs(page: str, project: Path) -> None:
     extra = [] if page in KEEP_RUNS else ["--fast_dev_run"]
     for language, code in blocks(PAGES[page]):

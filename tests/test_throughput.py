@@ -25,6 +25,7 @@ from components.errors import InputError
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "32-true", "base_width": 4}
 
 
+@pytest.mark.slow  # measures for a minute
 def test_a_row_and_a_line_for_each_ratio(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
