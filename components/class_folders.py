@@ -229,9 +229,9 @@ def _list_class(folder: Path) -> tuple[list[str], list[str]]:
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [(root, name) for name in names if not is_hidden(name)]
     paths = [os.path.join(root, name) for root, name in sorted(found)]
-    are_images = [is_image(path) for path in paths]
-    images = [*itertools.compress(paths, are_images)]
-    return images, [path for path in paths if path not in {*images}]
+    images = [path for path in paths if is_image(path)]
+    found_images = {*images}
+    return images, [path for path in paths if path not in found_images]
 
 
 def _folders(folder: Path) -> list[str]:
