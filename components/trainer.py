@@ -120,6 +120,7 @@ def exponential_average(
     ) -> None:
         kept = ((1 + step) / (10 + step)).clamp(max=decay)  # once for all of them
         for old, new in zip(averages, weights, strict=True):
-            old.copy_(kept * old + (1 - kept) * new)
+            # What does not change, as the mean of the images, stays to the last bit.
+            old.copy_(old + (1 - kept) * (new - old))
 
     return average
