@@ -33,7 +33,7 @@ from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
 from components import cli, environment
 from components.environment import Hardware
-from components.lr_finder import find_valley, middle
+from components.lr_finder import pick
 from train import build_module, load_images, train
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -89,8 +89,8 @@ def read_picks() -> dict[Setting, float]:
     picks = {}
     for record in map(json.loads, lines):
         setting = Setting(*(record[field] for field in Setting._fields))
-        valley = find_valley(record["lrs"], record["losses"], record["classes"])
-        picks[setting] = middle(valley)
+        given = ("lrs", "losses", "classes", "batch_size")
+        picks[setting] = pick(*(record[field] for field in given)).lr
     return picks
 
 

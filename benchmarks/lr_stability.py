@@ -22,7 +22,7 @@ from benchmarks.recipe import read_flags
 from components import cli, environment
 from components.errors import InputError
 from components.flags import check_flags
-from components.lr_finder import RangeTest, find_valley, middle
+from components.lr_finder import RangeTest, pick
 from train import load_images, settle_lr
 
 # By recipe and batch size, in the order of the seeds.
@@ -90,9 +90,8 @@ def read_tests(file: Path) -> Tests:
     tests: Tests = {}
     for line in file.read_text().splitlines():
         record = json.loads(line)
-        lrs, losses = record["lrs"], record["losses"]
-        valley = find_valley(lrs, losses, record["classes"])
-        test = RangeTest(lrs, losses, valley, middle(valley))
+        given = ("lrs", "losses", "classes", "batch_size")
+        test = pick(*(record[field] for field in given))
         setting = record["recipe"], record["batch_size"]
         tests.setdefault(setting, []).append(test)
     return tests

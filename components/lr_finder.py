@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 Finder = Literal["lightning", "torch-lr-finder"]
 
 MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
-LIMIT = 0.01  # of the pick; no loss of a test tells that more ruins a training
+# The pick's limit at batch size 128: no loss of a test tells that more ruins a training.
+# It goes with the root of the batch size, the rule for Adam of Malladi et al. (2022,
+# arXiv:2205.10287), up to the largest that docs/learning_rate.md has measured.
+LIMIT = 0.01
+LARGEST_MEASURED = 512
 MIN_STEPS = 40  # fewer are too far apart for the pick
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
 BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
@@ -39,7 +43,7 @@ class RangeTest(NamedTuple):
         lrs: Learning rate of each step.
         losses: Training loss of each step's batch, not smoothed.
         valley: Lowest and highest rate at which it trained about as well as it could.
-        lr: The pick, the middle of the valley.
+        lr: The pick, the middle of the valley, but at most `limit`.
     """
 
     lrs: list[float]
@@ -51,6 +55,7 @@ class RangeTest(NamedTuple):
 class TrainingData(Protocol):
     """The part of a data module that a range test uses."""
 
+    batch_size: int
     trainer: pl.Trainer | None
 
     def train_dataloader(self) -> TrainLoader:
@@ -84,10 +89,22 @@ def range_test(
     finally:
         data.trainer = None
     num_classes = len(module.hparams["classes"])
-    valley = find_valley(lrs, losses, num_classes)
-    test = RangeTest(lrs, losses, valley, middle(valley))
+    test = pick(lrs, losses, num_classes, data.batch_size)
     warn(doubts(test, num_classes))
     return test
+
+
+def pick(
+    lrs: list[float], losses: list[float], num_classes: int, batch_size: int
+) -> RangeTest:
+    """What the losses of a test at rising rates say.
+
+    Raises:
+        InputError: Every loss is infinite or not a number.
+    """
+    valley = find_valley(lrs, losses, num_classes)
+    lr = min(middle(valley), limit(batch_size))
+    return RangeTest(lrs, losses, valley, float(f"{lr:.3g}"))
 
 
 def find_valley(
@@ -142,9 +159,14 @@ def warn(lines: list[str]) -> None:
 
 
 def middle(valley: tuple[float, float]) -> float:
-    """The middle on the log scale, at most `LIMIT`, to three digits: the maximum LR."""
+    """The middle on the log scale."""
     low, high = valley
-    return float(f"{min((low * high) ** 0.5, LIMIT):.3g}")
+    return float((low * high) ** 0.5)
+
+
+def limit(batch_size: int) -> float:
+    """The highest pick: `LIMIT`, more for larger batches and less for smaller ones."""
+    return float(LIMIT * (min(batch_size, LARGEST_MEASURED) / 128) ** 0.5)
 
 
 def smooth(losses: list[float]) -> np.ndarray:

@@ -14,11 +14,12 @@ from components.environment import Hardware
 from components.errors import InputError
 from components.loader import Batch
 from components.lr_finder import (
-    LIMIT,
     MAX_LR,
     MIN_LR,
     find_valley,
+    limit,
     middle,
+    pick,
     range_test,
     smooth,
     unsmooth,
@@ -62,18 +63,25 @@ def test_valley_lies_between_the_walls(low: float, high: float) -> None:
     found = find_valley(LRS, valley(low, high), num_classes=10)
     assert low < found[0] < 2 * low  # the smoothing takes some steps at each edge
     assert high / 2 < found[1] < high
-    expected = min((low * high) ** 0.5, LIMIT)
-    assert middle(found) == pytest.approx(expected, rel=0.1)
+    assert middle(found) == pytest.approx((low * high) ** 0.5, rel=0.1)
 
 
-def test_middle_is_on_the_log_scale_and_short() -> None:
-    assert middle((1e-4, 1e-2)) == 0.001
-    assert middle((0.00123456, 0.00123456)) == 0.00123
+def test_the_limit_goes_with_the_root_of_the_batch_size() -> None:
+    expected = {1: 0.000884, 32: 0.005, 64: 0.00707, 128: 0.01, 512: 0.02, 4096: 0.02}
+    assert {size: round(limit(size), 6) for size in expected} == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
-def test_a_pick_has_a_limit() -> None:
-    assert middle((0.0004, 0.2)) == 0.00894
-    assert middle((0.05, 0.1)) == LIMIT == 0.01
+def test_a_pick_is_the_middle_up_to_the_limit_and_short() -> None:
+    low = pick(LRS, valley(1e-4, 1e-2), 10, batch_size=128)
+    assert low.lr == float(f"{middle(low.valley):.3g}") < limit(128)
+    high = valley(1e-2, 1)
+    assert [pick(LRS, high, 10, size).lr for size in (64, 128, 512)] == [
+        0.00707,
+        0.01,
+        0.02,
+    ]
 
 
 def test_pick_follows_the_edges_and_not_the_floor() -> None:
@@ -102,7 +110,7 @@ def test_losses_that_never_rise_or_are_not_finite() -> None:
 
 GUESSING = math.log(3)
 OPEN = (
-    "the loss was still low at its end, at a rate of 1, so the max LR 0.01 is uncertain"
+    "the loss was still low at its end, at a rate of 1, so the max LR 0.005 is uncertain"
 )
 ABOVE = (
     "in the 100 steps of the LR range test the loss never fell below that of guessing"
@@ -155,8 +163,7 @@ def test_record_is_complete_and_leaves_no_file(
     assert test.lrs[-1] == pytest.approx(MAX_LR, rel=0.35)
     ratios = np.array(test.lrs[3:]) / np.array(test.lrs[2:-1])
     assert ratios == pytest.approx(ratios[0])
-    assert test.valley == find_valley(test.lrs, test.losses, 3)
-    assert test.lr == middle(test.valley)
+    assert test == pick(test.lrs, test.losses, 3, batch_size=32)
     assert data.trainer is None
     assert list(Path.cwd().iterdir()) == []
 

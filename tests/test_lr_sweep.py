@@ -30,7 +30,7 @@ from benchmarks.lr_sweep import (
 from benchmarks.pictures import sweep_figure
 from benchmarks.tables import README, Run, read_runs, with_table
 from components import cli
-from components.lr_finder import LIMIT
+from components.lr_finder import limit
 from components.run_folder import RunFolder
 from components.stop import StoppedError
 from record import held_out, write_recipe, write_runs
@@ -74,7 +74,7 @@ def test_a_sweep_is_trained_seed_by_seed_and_held_out(
         assert (row["test/acc"], row["fit_seconds"]) == ("", "")
         assert 0 <= float(row["val/acc"]) <= 1
     assert [row["max_lr"] for row in rows[:2]] == ["0.01", "0.02"]
-    assert 0 < float(rows[2]["max_lr"]) <= LIMIT
+    assert 0 < float(rows[2]["max_lr"]) <= limit(256)
     setting = Setting(
         f"small on {image_folder.name}, 1 epochs, lr_steps 40, base_width 4",
         32,
