@@ -110,7 +110,8 @@ def test_losses_that_never_rise_or_are_not_finite() -> None:
 
 GUESSING = math.log(3)
 OPEN = (
-    "the loss was still low at its end, at a rate of 1, so the max LR 0.005 is uncertain"
+    "the loss was still low at its end, at a rate of 1, so the max LR 0.005 is "
+    "uncertain"
 )
 ABOVE = (
     "in the 100 steps of the LR range test the loss never fell below that of guessing"
