@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -17,11 +18,22 @@ from torchvision.datasets import CIFAR10
 
 from benchmarks import recipe
 from components import download
+from components.stop import SIGNALS
 from datamodule import CIFAR10DataModule
 from train import train
 
 CLASSES = ("blue", "green", "red")
 Metrics = dict[str, Any]
+
+# Under `nohup`, or in the background of a shell, some are ignored, and would be by all
+# that is started here.
+for signum in SIGNALS:
+    is_ctrl_c = signum == signal.SIGINT
+    signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    sys.argv[0] = pytest.__file__  # or it would seem to be an interactive Python
 
 
 @pytest.fixture(autouse=True)

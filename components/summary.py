@@ -150,7 +150,7 @@ def warn_of_guessing(metrics: dict[str, Any], labels: Tensor) -> None:
             f"hardly better than guessing: {100 * accuracy:.1f} % of the {kind} images "
             f"are right, and {100 * guessing:.1f} % would be if the most common class "
             "were named each time; look at curves.png, and train for longer or with "
-            f"another rate, such as --lr {0.003 if metrics['max_lr'] == 0.01 else 0.01}"
+            f"another rate, such as --lr {0.003 if metrics['max_lr'] > 0.005 else 0.01}"
         )
 
 

@@ -175,6 +175,7 @@ def serve(flags: list[str]) -> None:
         assert server.stdout is not None
         assert server.stdout.readline() == f"http://127.0.0.1:{port}/\n"
         server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
     assert server.returncode == 130
 
 

@@ -112,7 +112,7 @@ def test_flags(base: list[str], flags: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.slow
-@fuzz(800)
+@fuzz(300)
 @given(flags=some_flags)
 def test_flags_often(base: list[str], flags: list[tuple[str, str]]) -> None:
     check_flags(base, flags)
@@ -125,7 +125,7 @@ def test_configurations(base: list[str], config: Any) -> None:
 
 
 @pytest.mark.slow
-@fuzz(400)
+@fuzz(150)
 @given(config=some_configs)
 def test_configurations_often(base: list[str], config: Any) -> None:
     check_config(base, config)
@@ -196,7 +196,7 @@ def test_checkpoints(checkpoint: Path, damage: Damage) -> None:
 
 
 @pytest.mark.slow
-@fuzz(1000)
+@fuzz(400)
 @given(damage=DAMAGES)
 def test_checkpoints_often(checkpoint: Path, damage: Damage) -> None:
     check_checkpoint(checkpoint, damage)
@@ -234,7 +234,7 @@ def test_images(form: str, damage: Damage) -> None:
 
 
 @pytest.mark.slow
-@fuzz(1000)
+@fuzz(400)
 @given(form=st.sampled_from(FORMATS), damage=DAMAGES)
 def test_images_often(form: str, damage: Damage) -> None:
     check_image(form, damage)

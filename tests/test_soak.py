@@ -45,13 +45,9 @@ def run_in_turn(quick_train: Train, times: int) -> None:
     assert len(list(Path("runs/run").glob("events.*"))) == 3  # of one run
 
 
-def test_runs_in_turn(quick_train: Train) -> None:
-    run_in_turn(quick_train, 16)
-
-
 @pytest.mark.slow
-def test_runs_in_turn_often(quick_train: Train) -> None:
-    run_in_turn(quick_train, 200)
+def test_runs_in_turn(quick_train: Train) -> None:
+    run_in_turn(quick_train, 60)
 
 
 def run_unnamed(argv: list[str]) -> None:
@@ -96,4 +92,4 @@ def test_runs_side_by_side(fork: Callable[..., Any], image_folder: Path) -> None
 
 @pytest.mark.slow
 def test_runs_side_by_side_often(fork: Callable[..., Any], image_folder: Path) -> None:
-    run_side_by_side(fork, image_folder, rounds=6, at_once=8)
+    run_side_by_side(fork, image_folder, rounds=3, at_once=8)
