@@ -157,9 +157,9 @@ def train(
     if hardware.device.type == "cpu":
         environment.keep_freed_memory()
     resume = config["ckpt_path"] == "last"
-    with RunFolder(
-        config["output_dir"], config["name"], config["seed"], resume=resume
-    ) as run:
+    trial = bool(config["fast_dev_run"])
+    place = (config["output_dir"], config["name"], config["seed"])
+    with RunFolder(*place, resume=resume, trial=trial) as run:
         return train_in(run, config, hardware, started)
 
 

@@ -56,10 +56,17 @@ class RunFolder:
             the run with the newest checkpoint.
         seed: Part of the default name.
         resume: Whether the run is to go on from its newest checkpoint.
+        trial: Whether it is to write nothing.
     """
 
     def __init__(
-        self, output_dir: str, name: str | None, seed: int, *, resume: bool = False
+        self,
+        output_dir: str,
+        name: str | None,
+        seed: int,
+        *,
+        resume: bool = False,
+        trial: bool = False,
     ) -> None:
         if name is not None and (Path(name).name != name or name in ("", ".", "..")):
             raise InputError(
@@ -71,12 +78,13 @@ class RunFolder:
         self.is_stamped = name is None and newest is None
         stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}"
         self.path = newest or runs / (name or stamp)
+        self.is_trial = trial
         self._lock: FileLock | None = None
         self._made: list[Path] = []  # folders that nothing has been written to yet
 
     def __enter__(self) -> "RunFolder":
         """Keep other runs out of a folder that is there already."""
-        if not self.is_stamped and self.path.is_dir():
+        if not self.is_trial and not self.is_stamped and self.path.is_dir():
             self.hold()
         return self
 
