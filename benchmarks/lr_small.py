@@ -21,6 +21,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ CURVES = RESULTS / "2026-11-25_lr_small_cpu.jsonl"
 RUNS = RESULTS / "2026-11-25_lr_small_cpu.csv"
 PAGE = PROJECT / "docs" / "learning_rate.md"
 LRS = (0.001, 0.003, 0.01, 0.03)
+ENOUGH = 0.95  # of the accuracy of the best fixed rate
 WIDTHS, BATCH_SIZES = (4, 8, 16, 32, 64), (64, 128, 512)
 HELD_OUT = {"shapes": 500, "real": 5000}  # of 5,000 and of 7,000 images
 # Short, and yet long enough to learn: large batches give few steps an epoch, and the
@@ -191,6 +193,30 @@ def compare(
     return found
 
 
+def verdict(found: dict[tuple[int, str, int], list[Comparison]]) -> str:
+    """Where the pick reaches less than `ENOUGH` of the best rate, in two sentences."""
+    shares = {
+        group: [seed.picked / seed.best for seed in seeds]
+        for group, seeds in found.items()
+    }
+    kinds: dict[str, Callable[[list[float]], float]] = {
+        "in the mean of its seeds": statistics.mean,
+        "in one seed or more": min,
+    }
+    lines = []
+    for words, of_row in kinds.items():
+        rows = [
+            f"base width {width}, {data}, batch {batch_size}"
+            for (width, data, batch_size), row in shares.items()
+            if of_row(row) < ENOUGH
+        ]
+        lines.append(
+            f"Rows with less than {100 * ENOUGH:.0f} % of the best of four {words}: "
+            f"{'; '.join(rows) or 'none'}."
+        )
+    return "\n".join(lines)
+
+
 def table() -> str:
     """A row a width, kind of images and batch size; empty where nothing is measured."""
     head = ["base width", "images", "batch size", "n", "picks", "with the pick"]
@@ -200,7 +226,7 @@ def table() -> str:
     for group in itertools.product(WIDTHS, EPOCHS, BATCH_SIZES):
         cells = [*map(str, group), *summary(found.get(group, []))]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", verdict(found)])
 
 
 def summary(seeds: list[Comparison]) -> list[str]:
