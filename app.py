@@ -13,13 +13,13 @@ import tempfile
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from components import cli
-from components.class_folders import one_line
-from components.errors import InputError
-from components.files import expanded
-from components.inference import load_model, settle_device
-from components.report import open_run, read_run
-from components.stop import StoppedError
+from analysis.inference import load_model, settle_device
+from analysis.report import open_run, read_run
+from common import cli
+from common.errors import InputError
+from common.files import expanded
+from images.class_folders import one_line
+from training.stop import StoppedError
 
 if TYPE_CHECKING:  # it takes seconds, and may be missing
     import gradio as gr
@@ -53,7 +53,7 @@ def app(
         raise InputError("it needs gradio; pip install -r requirements-extras.txt")
     # Gradio asks its own page whether it is there, which no proxy can know.
     os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "*")
-    from components.page import CSS, Mistakes, build_page
+    from analysis.page import CSS, Mistakes, build_page
 
     path = None if ckpt_path is None else expanded(ckpt_path)
     if run is None:

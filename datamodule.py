@@ -5,18 +5,19 @@ import logging
 import zlib
 from typing import Literal, NamedTuple
 
-import components  # noqa: F401  # puts right what the next ones stumble over
+import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from components import environment, sources
-from components.augmentation import IMAGE_SIZE, Augmentation, Flip, PaddingMode
-from components.errors import InputError
-from components.files import expanded
-from components.loader import EvalLoader, TrainLoader, fits
+from common import environment
+from common.errors import InputError
+from common.files import expanded
+from images import sources
+from images.augmentation import IMAGE_SIZE, Augmentation, Flip, PaddingMode
+from images.loader import EvalLoader, TrainLoader, fits
 
 log = logging.getLogger(__name__)
 

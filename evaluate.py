@@ -9,21 +9,22 @@ python evaluate.py --help
 import json as json_format
 from typing import Any, Literal
 
-import components  # noqa: F401  # puts right what the next ones stumble over
+import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from components import cli, environment, sources
-from components.class_folders import one_line
-from components.environment import Precision
-from components.errors import InputError
-from components.files import expanded
-from components.inference import WEIGHTS, load_model
-from components.loader import EvalLoader, fits
-from components.sources import DEFAULT_DIR, Asked, Labelled
+from analysis.inference import WEIGHTS, load_model
+from common import cli, environment
+from common.environment import Precision
+from common.errors import InputError
+from common.files import expanded
+from images import sources
+from images.class_folders import one_line
+from images.loader import EvalLoader, fits
+from images.sources import DEFAULT_DIR, Asked, Labelled
 from lightning_module import WITH_TTA, LitCustomResNet, Tta
 
 

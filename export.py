@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from components import cli
-from components.augmentation import IMAGE_SIZE
-from components.checkpoint import AtomicCheckpointIO
-from components.class_folders import one_line
-from components.errors import InputError
-from components.files import expanded, replacing
-from components.inference import WEIGHTS, load_model, probabilities, read_trained
-from components.resume import IDENTITY, Checkpoint
-from components.weights import round_weights, save_weights
+from analysis.inference import WEIGHTS, load_model, probabilities, read_trained
+from analysis.weights import round_weights, save_weights
+from common import cli
+from common.errors import InputError
+from common.files import expanded, replacing
+from images.augmentation import IMAGE_SIZE
+from images.class_folders import one_line
 from lightning_module import LitCustomResNet
+from training.checkpoint import AtomicCheckpointIO
+from training.resume import IDENTITY, Checkpoint
 
 Format = Literal["onnx", "torch", "safetensors", "weights"]
 # uint8 (B, 32, 32, 3), on the CPU -> float32 (B, C), probabilities.

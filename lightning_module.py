@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-import components  # noqa: F401  # puts right what the next ones stumble over
+import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pytorch_lightning as pl
@@ -17,9 +17,9 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from components.augmentation import shift
-from components.loader import Batch
 from custom_resnet import CustomResNet
+from images.augmentation import shift
+from images.loader import Batch
 
 Tta = Literal["none", "flip", "views"]  # test-time augmentation
 WITH_TTA = {"test/acc_tta": "with flip TTA", "test/acc_views": "with six views"}

@@ -15,12 +15,8 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from components import cli
-from components.class_folders import FORMATS, is_hidden, is_image, one_line
-from components.errors import InputError
-from components.figures import explanation
-from components.files import expanded
-from components.inference import (
+from analysis.figures import explanation
+from analysis.inference import (
     BATCH_SIZE,
     Prediction,
     ask,
@@ -30,6 +26,10 @@ from components.inference import (
     load_model,
     read_images,
 )
+from common import cli
+from common.errors import InputError
+from common.files import expanded
+from images.class_folders import FORMATS, is_hidden, is_image, one_line
 from lightning_module import LitCustomResNet
 
 

@@ -8,10 +8,10 @@ train.py does the same at the end of a run.
 from pathlib import Path
 from typing import Literal
 
-from components import cli
-from components.files import expanded
-from components.inference import settle_device
-from components.report import examine_run, read_run, write_report
+from analysis.inference import settle_device
+from analysis.report import examine_run, read_run, write_report
+from common import cli
+from common.files import expanded
 
 
 def report(

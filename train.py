@@ -12,40 +12,40 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import components  # noqa: F401  # puts right what the next ones stumble over
+import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from components import cli, environment
-from components.augmentation import Flip, PaddingMode
-from components.callbacks import COLUMNS, History, TrainingClock
-from components.environment import Hardware, Precision
-from components.files import expanded
-from components.flags import check_flags, check_images, check_processes
-from components.lr_finder import Finder, RangeTest, range_test
-from components.resume import (
+from common import cli, environment
+from common.environment import Hardware, Precision
+from common.files import expanded
+from custom_resnet import layer_table
+from datamodule import CIFAR10DataModule
+from images.augmentation import Flip, PaddingMode
+from images.sources import DEFAULT_DIR, Asked
+from lightning_module import LitCustomResNet, Tta
+from training.callbacks import COLUMNS, History, TrainingClock
+from training.flags import check_flags, check_images, check_processes
+from training.lr_finder import Finder, RangeTest, range_test
+from training.resume import (
     Checkpoint,
     check_same_run,
     read_checkpoint,
     read_newest,
 )
-from components.run_folder import RunFolder
-from components.sources import DEFAULT_DIR, Asked
-from components.stop import StoppedError
-from components.summary import (
+from training.run_folder import RunFolder
+from training.stop import StoppedError
+from training.summary import (
     show_end,
     show_start,
     write_end,
     write_report,
     write_start,
 )
-from components.trainer import build_trainer
-from custom_resnet import layer_table
-from datamodule import CIFAR10DataModule
-from lightning_module import LitCustomResNet, Tta
+from training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from benchmarks.tables import (
     values,
     with_table,
 )
-from components import cli
-from components.errors import InputError
+from common import cli
+from common.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "ablation.csv"

@@ -26,9 +26,9 @@ from benchmarks.tables import (
     runs_of_configs,
     values,
 )
-from components import cli
-from components.errors import InputError
-from components.files import replacing
+from common import cli
+from common.errors import InputError
+from common.files import replacing
 
 
 def accuracy_report(output: str) -> None:

@@ -22,8 +22,8 @@ from benchmarks.tables import (
     read_given,
     values,
 )
-from components import cli
-from components.errors import InputError
+from common import cli
+from common.errors import InputError
 
 FEWEST = 3  # runs of a recipe from which a spread can be seen
 

@@ -20,8 +20,8 @@ from pytorch_lightning.tuner.lr_finder import _LRFinder
 
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.tables import with_table
-from components import cli
-from components.lr_finder import BETA, RangeTest, smooth
+from common import cli
+from training.lr_finder import BETA, RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
 CURVES = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"

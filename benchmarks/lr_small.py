@@ -32,10 +32,10 @@ import pytorch_lightning as pl
 from benchmarks.lr_stability import measure
 from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
-from components import cli, environment
-from components.environment import Hardware
-from components.lr_finder import pick
+from common import cli, environment
+from common.environment import Hardware
 from train import build_module, load_images, train
+from training.lr_finder import pick
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -19,11 +19,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.recipe import read_flags
-from components import cli, environment
-from components.errors import InputError
-from components.flags import check_flags
-from components.lr_finder import RangeTest, pick
+from common import cli, environment
+from common.errors import InputError
 from train import load_images, settle_lr
+from training.flags import check_flags
+from training.lr_finder import RangeTest, pick
 
 # By recipe and batch size, in the order of the seeds.
 Tests = dict[tuple[str, int], list[RangeTest]]

@@ -35,10 +35,10 @@ from benchmarks.tables import (
     values,
     with_table,
 )
-from components import cli
-from components.errors import InputError
-from components.flags import check_flags
+from common import cli
+from common.errors import InputError
 from datamodule import DEFAULT_VAL_SIZE
+from training.flags import check_flags
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "lr_sweep.csv"

@@ -20,13 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.scale_run import RandomImages, noise
-from components import cli, environment
-from components.callbacks import History, TrainingClock
-from components.environment import now
-from components.run_folder import RunFolder
-from components.trainer import build_trainer
+from common import cli, environment
+from common.environment import now
 from custom_resnet import CustomResNet
 from train import build_module, train
+from training.callbacks import History, TrainingClock
+from training.run_folder import RunFolder
+from training.trainer import build_trainer
 
 TRAIN_IMAGES = 50_000
 DTYPES = {

@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from analysis.figures import lr_finder_figure, own_style
 from benchmarks.lr_rules import CURVES, lightning, picks_figure
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
 from benchmarks.tables import read_runs, short_names, values
-from components import cli
-from components.figures import lr_finder_figure, own_style
-from components.lr_finder import RangeTest, smooth
+from common import cli
 from lightning_module import LitCustomResNet
+from training.lr_finder import RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
 BATCHES, EPOCHS = 175, 24  # of 256 in the 45,000 images that train.py trains on

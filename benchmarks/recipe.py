@@ -39,11 +39,11 @@ from benchmarks.tables import (
     read_runs,
     results_table,
 )
-from components import cli, environment
-from components.class_folders import is_image_folder
-from components.errors import InputError
-from components.stop import StoppedError
+from common import cli, environment
+from common.errors import InputError
+from images.class_folders import is_image_folder
 from train import FAST_DEV_LR, train
+from training.stop import StoppedError
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

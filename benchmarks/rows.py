@@ -5,8 +5,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from components.errors import InputError
-from components.files import replacing
+from common.errors import InputError
+from common.files import replacing
 
 Row = dict[str, str]
 

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.rows import Row, add_row, read_rows
 from benchmarks.tables import with_table
-from components import cli, environment
+from common import cli, environment
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -19,14 +19,14 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from components import cli, environment
-from components.callbacks import History, TrainingClock
-from components.environment import Hardware
-from components.run_folder import RunFolder
-from components.sources import ImageSet
-from components.trainer import build_trainer
+from common import cli, environment
+from common.environment import Hardware
 from datamodule import CIFAR10DataModule
+from images.sources import ImageSet
 from train import build_module, train
+from training.callbacks import History, TrainingClock
+from training.run_folder import RunFolder
+from training.trainer import build_trainer
 
 CLASSES = tuple("0123456789")
 MIB = 2**20

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.rows import add_row, read_rows
-from components import cli, environment
-from components.augmentation import IMAGE_SIZE, Augmentation
-from components.errors import InputError
-from components.files import expanded, replacing
-from components.loader import EvalLoader, TrainLoader
+from common import cli, environment
+from common.errors import InputError
+from common.files import expanded, replacing
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
+from images.augmentation import IMAGE_SIZE, Augmentation
+from images.loader import EvalLoader, TrainLoader
 
 HELD_OUT = 10_000  # images
 SMOOTHING = 0.2

@@ -21,15 +21,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from analysis.inference import WEIGHTS, load_model, read_trained
+from analysis.weights import read_weights, save_weights
 from benchmarks.tables import README, RUNS, Run, by_kind, read_given, with_table
-from components import cli
-from components.class_folders import one_line
-from components.errors import InputError
-from components.files import replacing
-from components.inference import WEIGHTS, load_model, read_trained
-from components.weights import read_weights, save_weights
+from common import cli
+from common.errors import InputError
+from common.files import replacing
 from evaluate import evaluate
 from export import export, make_contiguous
+from images.class_folders import one_line
 
 MEASURED = ("test/acc", "test/acc_tta", "test/loss", "precision", "versions")
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import custom_resnet
 from benchmarks.rows import add_row, read_rows
 from benchmarks.throughput import summary
-from components import cli, environment
-from components.environment import Hardware
-from components.errors import InputError
+from common import cli, environment
+from common.environment import Hardware
+from common.errors import InputError
 from custom_resnet import Conv2d
 
 SHAPES = ((512, 512, 3), (256, 512, 7))  # channels in, channels out, side

@@ -22,9 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.paces import TRAIN_IMAGES, Setting, fit
 from benchmarks.throughput import summary
-from components import cli, environment
-from components.environment import Precision, now
-from components.errors import InputError
+from common import cli, environment
+from common.environment import Precision, now
+from common.errors import InputError
 
 WARM_UP = 3  # steps
 ROWS = 20  # operations in the table

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.rows import Row, add_row, read_rows
-from components import cli
-from components.errors import InputError
+from common import cli
+from common.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "runs.csv"

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.paces import DTYPES, PACES, TRAIN_IMAGES, Setting, operations
 from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
-from components import cli, environment
-from components.environment import Hardware, Precision
-from components.errors import InputError
+from common import cli, environment
+from common.environment import Hardware, Precision
+from common.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

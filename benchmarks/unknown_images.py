@@ -36,21 +36,22 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.rows import add_row, read_rows
-from components import cli, environment, sources
-from components.errors import InputError
-from components.inference import (
+from analysis.inference import (
     entropy,
     is_known,
     load_model,
     logits,
     probabilities,
 )
-from components.resume import Checkpoint, read_checkpoint
-from components.sources import Asked, ImageSet
-from components.synthetic import SHAPES, draw_shapes
+from benchmarks.rows import add_row, read_rows
+from common import cli, environment
+from common.errors import InputError
 from datamodule import stratified_split
+from images import sources
+from images.sources import Asked, ImageSet
+from images.synthetic import SHAPES, draw_shapes
 from lightning_module import LitCustomResNet
+from training.resume import Checkpoint, read_checkpoint
 
 REFUSED = 0.05  # share of the known images that a threshold may refuse
 

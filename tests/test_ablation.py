@@ -23,7 +23,7 @@ from benchmarks.ablation import (
 )
 from benchmarks.compare import paired
 from benchmarks.tables import Run, read_runs, with_table
-from components import cli
+from common import cli
 from record import held_out, runs_of, write_recipe, write_runs
 
 OUTPUT = Path("out/runs.csv")

@@ -20,18 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_resnet
 import train
+from analysis.figures import confusion_figure
+from analysis.inference import ask, grad_cam, settle_device
 from benchmarks import scale, step_profile
-from components import cli, environment
-from components.augmentation import Augmentation
-from components.callbacks import FiniteLoss, History
-from components.environment import choose_hardware
-from components.errors import InputError
-from components.figures import confusion_figure
-from components.inference import ask, grad_cam, settle_device
-from components.loader import EvalLoader, TrainLoader
+from common import cli, environment
+from common.environment import choose_hardware
+from common.errors import InputError
 from evaluate import evaluate
+from images.augmentation import Augmentation
+from images.loader import EvalLoader, TrainLoader
 from lightning_module import LitCustomResNet
 from run_files import LAST
+from training.callbacks import FiniteLoss, History
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import accuracy_report as script
 from benchmarks.accuracy_report import accuracy_report, page
 from benchmarks.tables import Run, results_table
-from components.errors import InputError
+from common.errors import InputError
 from record import runs_of
 
 TODAY = datetime.date(2026, 11, 23)

@@ -25,14 +25,14 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 import predict
-from components.errors import InputError
-from components.figures import explanation
-from components.inference import ask, grad_cam, load_model
-from components.report import open_run, read_run
+from analysis.figures import explanation
+from analysis.inference import ask, grad_cam, load_model
+from analysis.report import open_run, read_run
+from common.errors import InputError
 from train import train
 
 gradio = pytest.importorskip("gradio")
-page = pytest.importorskip("components.page")
+page = pytest.importorskip("analysis.page")
 
 PATIENCE = 60_000  # milliseconds; whatever has not come by then fails the test
 SWAPPED = 3  # red test images in the folder of the blue ones

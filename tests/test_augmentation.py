@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.augmentation import Augmentation, Draws, augment, draw_epoch, pad
+from images.augmentation import Augmentation, Draws, augment, draw_epoch, pad
 
 IMAGES = torch.randint(1, 256, (40, 32, 32, 3), dtype=torch.uint8)
 FILL = torch.tensor([1, 2, 3], dtype=torch.uint8)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
+from analysis.inference import UNSURE
 from benchmarks.compare import comparison
 from benchmarks.lr_rules import CURVES
 from benchmarks.lr_stability import lr_stability, read_tests
@@ -35,13 +36,12 @@ from benchmarks.unknown_images import (
     thin_out,
     unknown_images,
 )
-from components import sources
-from components.errors import InputError
-from components.inference import UNSURE
-from components.resume import read_checkpoint
+from common.errors import InputError
 from datamodule import CIFAR10DataModule
+from images import sources
 from record import write_recipe
 from run_files import LAST
+from training.resume import read_checkpoint
 
 RESULTS = README.parent / "benchmarks" / "results"
 UNKNOWN_IMAGES = README.parent / "docs" / "unknown_images.md"

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from components.checkpoint import AtomicCheckpointIO
-from components.errors import InputError
-from components.files import replacing
+from common.errors import InputError
+from common.files import replacing
 from run_files import LAST
+from training.checkpoint import AtomicCheckpointIO
 
 Train = Callable[..., dict[str, Any]]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-from components import cli
-from components.checkpoint import AtomicCheckpointIO
-from components.flags import RULES
+from common import cli
 from run_files import Payload
 from train import main, train
+from training.checkpoint import AtomicCheckpointIO
+from training.flags import RULES
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICK = ["--accelerator", "cpu", "--devices", "1", "--base_width", "4"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import compare, comparison, paired, student, welch
-from components.errors import InputError
+from common.errors import InputError
 from record import runs_of, write_runs
 
 

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from components import environment
-from components.errors import InputError
-from components.loader import EvalLoader
+from common import environment
+from common.errors import InputError
 from datamodule import CIFAR10DataModule, channel_statistics, stratified_split
+from images.loader import EvalLoader
 from run_files import assert_same, weights
 
 LABELS = torch.arange(1000) % 10

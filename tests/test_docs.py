@@ -28,11 +28,12 @@ from benchmarks.lr_rules import CURVES, lightning, picks_table
 from benchmarks.lr_stability import read_tests
 from benchmarks.pictures import pictures, schedule
 from benchmarks.tables import with_table
-from components import cli
+from common import cli
 from lightning_module import LitCustomResNet
 from run_files import LAST
 
 PROJECT = Path(__file__).resolve().parent.parent
+ROOMS = ("analysis", "common", "images", "training")
 PAGES = {
     path.name: path.read_text(encoding="utf-8")
     for path in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
@@ -228,7 +229,7 @@ def project(
     for name in ("README.md", "requirements.lock"):
         shutil.copy(PROJECT / name, tmp_path)
     (tmp_path / "quick.yaml").write_text(QUICK_RECIPE)
-    for name in ("benchmarks", "components", "configs", "docs"):
+    for name in ("benchmarks", *ROOMS, "configs", "docs"):
         shutil.copytree(PROJECT / name, tmp_path / name)
     shutil.copytree(image_folder, tmp_path / "data")
     shutil.copytree(image_folder, tmp_path / "data" / "cifar10")

@@ -19,10 +19,10 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from archive_server import Server
-from components import download, sources
-from components.errors import InputError
-from components.sources import fetch, load
+from common.errors import InputError
 from datamodule import CIFAR10DataModule
+from images import download, sources
+from images.sources import fetch, load
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 LOCK = ".download.lock"
@@ -221,7 +221,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_is_trusted(
     tmp_path: Path, server: Server, batches: dict[str, bytes]
 ) -> None:
     code = (
-        "import pathlib, sys; from components.download import download;"
+        "import pathlib, sys; from images.download import download;"
         "download([sys.argv[1]], pathlib.Path(sys.argv[2]), sys.argv[3])"
     )
     folder = tmp_path / "data"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from components import environment
-from components.environment import choose_hardware, resolve_precision
-from components.errors import InputError
+from common import environment
+from common.environment import choose_hardware, resolve_precision
+from common.errors import InputError
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -85,7 +85,7 @@ def test_freed_memory_is_kept() -> None:
     script = """
 import resource
 import torch
-from components import environment
+from common import environment
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import evaluate
-from components import inference
-from components.inference import load_model, logits
+from analysis import inference
+from analysis.inference import load_model, logits
 from datamodule import CIFAR10DataModule
 from run_files import LAST
 from train import train

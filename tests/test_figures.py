@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from components.figures import (
+from analysis.figures import (
     confusion_figure,
     curve_figure,
     curves_figure,
@@ -18,8 +18,8 @@ from components.figures import (
     reliability_figure,
     schedule_figure,
 )
-from components.findings import Mistake, calibrate
-from components.lr_finder import RangeTest
+from analysis.findings import Mistake, calibrate
+from training.lr_finder import RangeTest
 
 
 def axes_of(figure: Figure) -> Any:

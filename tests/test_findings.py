@@ -7,8 +7,8 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from components.findings import BINS, MISTAKES, calibrate, examine
-from components.inference import ask, grad_cam, logits
+from analysis.findings import BINS, MISTAKES, calibrate, examine
+from analysis.inference import ask, grad_cam, logits
 from lightning_module import LitCustomResNet
 
 CLASSES = ("ant", "bee", "cat")
@@ -65,7 +65,7 @@ def test_findings_are_what_the_network_says() -> None:
 
 
 def test_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.findings.grad_cam", None)  # has nothing to do
+    monkeypatch.setattr("analysis.findings.grad_cam", None)  # has nothing to do
     module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
     model = module.eval().requires_grad_(False)
     images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)

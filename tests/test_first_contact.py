@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.inference import load_model, logits, read_images
 from archive_server import Server
-from components.inference import load_model, logits, read_images
 from conftest import CLASSES
 from published import CLASSES as CIFAR10_CLASSES
 from published import checksums, make_archive, make_files

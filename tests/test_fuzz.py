@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import train
-from components import cli
-from components.errors import InputError
-from components.resume import read_checkpoint
-from components.sources import load
+from common import cli
+from common.errors import InputError
+from images.sources import load
 from run_files import LAST, assert_same
+from training.resume import read_checkpoint
 
 
 def fuzz(cases: int) -> settings:
@@ -125,7 +125,7 @@ def test_configurations(base: list[str], config: Any) -> None:
 
 
 @pytest.mark.slow
-@fuzz(150)
+@fuzz(400)
 @given(config=some_configs)
 def test_configurations_often(base: list[str], config: Any) -> None:
     check_config(base, config)
@@ -196,7 +196,7 @@ def test_checkpoints(checkpoint: Path, damage: Damage) -> None:
 
 
 @pytest.mark.slow
-@fuzz(400)
+@fuzz(1000)
 @given(damage=DAMAGES)
 def test_checkpoints_often(checkpoint: Path, damage: Damage) -> None:
     check_checkpoint(checkpoint, damage)
@@ -234,7 +234,7 @@ def test_images(form: str, damage: Damage) -> None:
 
 
 @pytest.mark.slow
-@fuzz(400)
+@fuzz(1000)
 @given(form=st.sampled_from(FORMATS), damage=DAMAGES)
 def test_images_often(form: str, damage: Damage) -> None:
     check_image(form, damage)

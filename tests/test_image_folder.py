@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from components import image_folder as folders
-from components.errors import InputError
-from components.image_folder import to_pixels
-from components.sources import load
+from common.errors import InputError
+from images import image_folder as folders
+from images.image_folder import to_pixels
+from images.sources import load
 
 Damage = Callable[[Path], object]
 posix = pytest.mark.skipif(os.name != "posix", reason="files are different here")

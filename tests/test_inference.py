@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.checkpoint import AtomicCheckpointIO
-from components.errors import InputError
-from components.inference import (
+from analysis.inference import (
     ask,
     confident_mistakes,
     grad_cam,
@@ -17,9 +15,11 @@ from components.inference import (
     logits,
     probabilities,
 )
+from common.errors import InputError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, assert_same, weights
+from training.checkpoint import AtomicCheckpointIO
 
 Train = Callable[..., dict[str, Any]]
 

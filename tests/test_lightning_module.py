@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.loader import EvalLoader
+from images.loader import EvalLoader
 from lightning_module import LitCustomResNet
 
 CPU = torch.device("cpu")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from components import environment, loader
-from components.augmentation import Augmentation, PaddingMode, pad
-from components.loader import Batch, EvalLoader, TrainLoader, ahead, fits
+from common import environment
+from images import loader
+from images.augmentation import Augmentation, PaddingMode, pad
+from images.loader import Batch, EvalLoader, TrainLoader, ahead, fits
 
 CPU = torch.device("cpu")
 # Image k is all of value k, so that it can be told from its pixels.

@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components import cli, lr_finder
-from components.environment import Hardware
-from components.errors import InputError
-from components.loader import Batch
-from components.lr_finder import (
+from common import cli
+from common.environment import Hardware
+from common.errors import InputError
+from datamodule import CIFAR10DataModule
+from images.loader import Batch
+from lightning_module import LitCustomResNet
+from train import settle_lr, train
+from training import lr_finder
+from training.lr_finder import (
     MAX_LR,
     MIN_LR,
     find_valley,
@@ -24,9 +28,6 @@ from components.lr_finder import (
     smooth,
     unsmooth,
 )
-from datamodule import CIFAR10DataModule
-from lightning_module import LitCustomResNet
-from train import settle_lr, train
 
 HARDWARE: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 LRS = np.geomspace(1e-6, 1, 100).tolist()

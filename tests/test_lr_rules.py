@@ -16,7 +16,7 @@ from benchmarks.lr_rules import (
     until_diverged,
 )
 from benchmarks.lr_stability import read_tests
-from components.lr_finder import RangeTest, limit
+from training.lr_finder import RangeTest, limit
 
 LRS = np.geomspace(1e-6, 1, 121)  # twenty a decade
 

@@ -15,8 +15,8 @@ import pytest
 from matplotlib.figure import Figure
 from torchvision.datasets import CIFAR10
 
-from components import sources
-from components.synthetic import draw_shapes
+from images import sources
+from images.synthetic import draw_shapes
 from published import CLASSES, checksums, make_archive, make_files
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the notebook needs, in a folder to write to; it starts in its own."""
     for path in (*PROJECT.glob("*.py"), PROJECT / "requirements.txt"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(PROJECT / "components", tmp_path / "components")
+    for room in ("analysis", "common", "images", "training"):
+        shutil.copytree(PROJECT / room, tmp_path / room)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 
 import predict
-from components import inference
-from components.image_folder import to_pixels
-from components.inference import (
+from analysis import inference
+from analysis.inference import (
     ask,
     classify,
     entropy,
@@ -26,6 +25,7 @@ from components.inference import (
     load_model,
     probabilities,
 )
+from images.image_folder import to_pixels
 from train import train
 
 PROJECT = Path(__file__).resolve().parent.parent

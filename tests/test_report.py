@@ -17,9 +17,8 @@ import torch
 import yaml
 
 import report
-from components.errors import InputError
-from components.findings import Findings, Mistake, calibrate
-from components.report import (
+from analysis.findings import Findings, Mistake, calibrate
+from analysis.report import (
     Run,
     duration,
     examine_run,
@@ -28,6 +27,7 @@ from components.report import (
     read_run,
     write_report,
 )
+from common.errors import InputError
 from run_files import rows
 
 Train = Callable[..., dict[str, Any]]
@@ -194,7 +194,7 @@ def test_a_missing_package_is_a_line_and_no_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with caplog.at_level(logging.INFO, "components.summary"):
+    with caplog.at_level(logging.INFO, "training.summary"):
         quick_train(max_epochs=1)
     assert messages(caplog)[0] == (
         "no report.html: it needs jinja2; pip install -r requirements-extras.txt"
@@ -211,8 +211,8 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
     def fail(*_: Any) -> None:
         raise OSError("network drive is gone")
 
-    monkeypatch.setattr("components.report.load_model", fail)
-    with caplog.at_level(logging.INFO, "components.summary"):
+    monkeypatch.setattr("analysis.report.load_model", fail)
+    with caplog.at_level(logging.INFO, "training.summary"):
         metrics = quick_train(max_epochs=1)
     assert messages(caplog)[0] == "no report.html: network drive is gone"
     assert json.loads((RUN / "metrics.json").read_text()) == metrics

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from components.callbacks import RunProgressBar
-from components.checkpoint import AtomicCheckpointIO
-from components.errors import InputError
-from components.inference import WEIGHTS
-from components.resume import read_checkpoint
+from analysis.inference import WEIGHTS
+from common.errors import InputError
 from run_files import BEST, LAST, STEP, Payload, assert_same, rows, weights
+from training.callbacks import RunProgressBar
+from training.checkpoint import AtomicCheckpointIO
+from training.resume import read_checkpoint
 
 Train = Callable[..., dict[str, Any]]
 

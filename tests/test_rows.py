@@ -19,8 +19,8 @@ from benchmarks import (
     unknown_images,
 )
 from benchmarks.rows import add_row, read_rows
-from components import cli
-from components.errors import InputError
+from common import cli
+from common.errors import InputError
 
 PROGRAMS: list[tuple[Callable[..., Any], str]] = [
     (recipe.recipe, "small.yaml --output FILE"),

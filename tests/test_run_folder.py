@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from components.checkpoint import checkpoint_callbacks
-from components.errors import InputError
-from components.run_folder import RunFolder
+from common.errors import InputError
 from run_files import LAST
+from training.checkpoint import checkpoint_callbacks
+from training.run_folder import RunFolder
 
 Train = Callable[..., dict[str, Any]]
 
@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 HOLDER = """
 import sys, time
-from components.run_folder import RunFolder
+from training.run_folder import RunFolder
 
 with RunFolder("runs", "run", 0) as run:
     run.create()

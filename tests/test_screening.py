@@ -19,7 +19,7 @@ from benchmarks.screening import (
     jitter,
     whitening_filters,
 )
-from components.errors import InputError
+from common.errors import InputError
 
 
 def signs(rows: list[dict[str, Any]]) -> torch.Tensor:

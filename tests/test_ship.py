@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.inference import WEIGHTS, load_model
+from analysis.weights import read_weights
 from benchmarks import ship as script
 from benchmarks.ship import median_run, ship, weights_table
 from benchmarks.tables import add_run, read_runs, with_table
-from components.errors import InputError
-from components.inference import WEIGHTS, load_model
-from components.weights import read_weights
+from common.errors import InputError
 from evaluate import evaluate
 from record import write_runs
 from run_files import LAST

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from components.sources import fetch, load
-from components.synthetic import SHAPES, draw_shapes
+from images.sources import fetch, load
+from images.synthetic import SHAPES, draw_shapes
 
 
 def test_shapes_are_varied_balanced_and_repeatable() -> None:

@@ -22,11 +22,11 @@ from torch._inductor import config as inductor
 import predict
 import report
 import train
-from components import cli, streams
-from components.class_folders import list_classes
-from components.errors import DivergedError, InputError
-from components.files import replacing
-from components.image_folder import read_image
+from common import cli, streams
+from common.errors import DivergedError, InputError
+from common.files import replacing
+from images.class_folders import list_classes
+from images.image_folder import read_image
 
 PROJECT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="is about POSIX")

@@ -20,7 +20,7 @@ from benchmarks.throughput import (
     summary,
     throughput,
 )
-from components.errors import InputError
+from common.errors import InputError
 
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "32-true", "base_width": 4}
 

@@ -14,14 +14,14 @@ import yaml
 from pytorch_lightning import Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from components import cli
-from components.errors import DivergedError, InputError
-from components.summary import warn_of_guessing
-from components.trainer import exponential_average
+from common import cli
+from common.errors import DivergedError, InputError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from train import train
+from training.summary import warn_of_guessing
+from training.trainer import exponential_average
 
 Train = Callable[..., dict[str, Any]]
 

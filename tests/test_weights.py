@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from components.errors import InputError
-from components.inference import load_model, logits, read_trained
-from components.weights import compact, read_weights, round_weights, save_weights
+from analysis.inference import load_model, logits, read_trained
+from analysis.weights import compact, read_weights, round_weights, save_weights
+from common.errors import InputError
 from export import export
 from lightning_module import LitCustomResNet
 from run_files import LAST

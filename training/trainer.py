@@ -8,24 +8,24 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from components.callbacks import (
+from common.environment import Hardware
+from datamodule import CIFAR10DataModule
+from training.callbacks import (
     FiniteLoss,
     History,
     RunProgressBar,
     TensorBoardDetails,
     TrainingClock,
 )
-from components.checkpoint import (
+from training.checkpoint import (
     AtomicCheckpointIO,
     ConfigInCheckpoint,
     StepCheckpoint,
     checkpoint_callbacks,
 )
-from components.environment import Hardware
-from components.resume import Checkpoint
-from components.run_folder import RunFolder
-from components.stop import StopSignal
-from datamodule import CIFAR10DataModule
+from training.resume import Checkpoint
+from training.run_folder import RunFolder
+from training.stop import StopSignal
 
 
 def build_trainer(

@@ -28,7 +28,7 @@ from pytorch_lightning.strategies.launchers import (
     _SubprocessScriptLauncher,
 )
 
-from components.errors import InputError
+from common.errors import InputError
 
 log = logging.getLogger(__name__)
 

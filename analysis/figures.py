@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from components.findings import Calibration, Mistake
-from components.lr_finder import RangeTest, smooth
+from analysis.findings import Calibration, Mistake
+from training.lr_finder import RangeTest, smooth
 
 Row = dict[str, float]  # an epoch's metrics, as in metrics.csv
 SMALL = (4.8, 3.2)  # inches: legible on a phone

@@ -20,16 +20,16 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 from pytorch_lightning.utilities import rank_zero_only
 
-from components import streams
-from components.class_folders import one_line
-from components.errors import (
+from common import streams
+from common.errors import (
     DivergedError,
     InputError,
     is_out_of_memory,
     show_traceback,
 )
-from components.files import expanded
-from components.stop import StoppedError, handle_signals
+from common.files import expanded
+from images.class_folders import one_line
+from training.stop import StoppedError, handle_signals
 
 EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.augmentation import Augmentation, augment, draw_epoch, pad
+from images.augmentation import Augmentation, augment, draw_epoch, pad
 
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, 3, 32, 32), int64 labels (B,)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from components.inference import ask, confident_mistakes, grad_cam
+from analysis.inference import ask, confident_mistakes, grad_cam
 from lightning_module import LitCustomResNet
 
 BINS = 15  # of the calibration, as in arXiv 1706.04599

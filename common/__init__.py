@@ -1,4 +1,4 @@
-"""Parts of the programs; and what libraries take for granted when they are imported."""
+"""What every program stands on; and what libraries take for granted when imported."""
 
 import contextlib
 import getpass

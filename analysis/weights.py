@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from components.class_folders import one_line
-from components.errors import InputError
-from components.resume import Checkpoint
+from common.errors import InputError
+from images.class_folders import one_line
 from lightning_module import LitCustomResNet
+from training.resume import Checkpoint
 
 NOTES = ("config", "measured")  # beside the hyper-parameters; either may be missing
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.class_folders import one_line
-from components.environment import cuda_problem
-from components.errors import InputError, is_out_of_memory, show_traceback
-from components.image_folder import read_image
-from components.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
-from components.weights import read_weights
+from analysis.weights import read_weights
+from common.environment import cuda_problem
+from common.errors import InputError, is_out_of_memory, show_traceback
 from datamodule import CIFAR10DataModule
+from images.class_folders import one_line
+from images.image_folder import read_image
 from lightning_module import LitCustomResNet
+from training.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
 

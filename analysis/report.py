@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from components import figures
-from components.errors import InputError
-from components.figures import Row
-from components.files import expanded, replacing
-from components.findings import Findings, Mistake, examine
-from components.inference import check_same_images, load_model
+from analysis import figures
+from analysis.figures import Row
+from analysis.findings import Findings, Mistake, examine
+from analysis.inference import check_same_images, load_model
+from common.errors import InputError
+from common.files import expanded, replacing
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet

@@ -10,9 +10,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from components import report
-from components.errors import InputError, show_traceback
-from components.figures import (
+from analysis import report
+from analysis.figures import (
     Row,
     curves_figure,
     lr_finder_figure,
@@ -21,12 +20,13 @@ from components.figures import (
     per_class_figure,
     reliability_figure,
 )
-from components.findings import Findings
-from components.lr_finder import RangeTest
-from components.resume import IDENTITY
-from components.run_folder import RunFolder
+from analysis.findings import Findings
+from common.errors import InputError, show_traceback
 from datamodule import CIFAR10DataModule
 from lightning_module import WITH_TTA
+from training.lr_finder import RangeTest
+from training.resume import IDENTITY
+from training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

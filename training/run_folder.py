@@ -25,8 +25,8 @@ import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
-from components.errors import InputError
-from components.files import remove_leftovers, replacing
+from common.errors import InputError
+from common.files import remove_leftovers, replacing
 
 log = logging.getLogger(__name__)
 

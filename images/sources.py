@@ -11,18 +11,18 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-from components import download
-from components.class_folders import (
+from common.errors import InputError
+from common.files import remove_leftovers
+from images import download
+from images.class_folders import (
     check_same_classes,
     is_image_folder,
     list_classes,
     one_line,
     what_is_wrong,
 )
-from components.errors import InputError
-from components.files import remove_leftovers
-from components.image_folder import load_images
-from components.synthetic import SHAPES, draw_shapes
+from images.image_folder import load_images
+from images.synthetic import SHAPES, draw_shapes
 
 Source = Literal["cifar10", "folder", "synthetic"]
 Asked = Literal["auto", "cifar10", "folder", "synthetic"]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from components.errors import InputError
+from common.errors import InputError
 
 SPLITS = ("train", "val", "test")
 # Pillow goes by a file's content, whatever its name, and gives some formats to other

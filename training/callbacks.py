@@ -16,12 +16,12 @@ from torch.utils.tensorboard._pytorch_graph import graph
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from components.augmentation import IMAGE_SIZE
-from components.environment import now
-from components.errors import DivergedError
-from components.figures import Row, confusion_figure, own_style
-from components.files import replacing
+from analysis.figures import Row, confusion_figure, own_style
+from common.environment import now
+from common.errors import DivergedError
+from common.files import replacing
 from custom_resnet import CustomResNet
+from images.augmentation import IMAGE_SIZE
 
 COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc")
 GRID_IMAGES = 64  # augmented training images in TensorBoard

@@ -7,10 +7,8 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
-from components.class_folders import FORMATS, one_line
-from components.errors import InputError
-from components.figures import explanation
-from components.inference import (
+from analysis.figures import explanation
+from analysis.inference import (
     ask,
     classify,
     confident_mistakes,
@@ -18,7 +16,9 @@ from components.inference import (
     is_known,
     read_images,
 )
-from components.report import percent
+from analysis.report import percent
+from common.errors import InputError
+from images.class_folders import FORMATS, one_line
 from lightning_module import LitCustomResNet
 
 TOP = 5  # classes that are named of an image

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from components.errors import InputError, is_out_of_memory
-from components.files import unsealed
+from common.errors import InputError, is_out_of_memory
+from common.files import unsealed
 
 log = logging.getLogger(__name__)
 

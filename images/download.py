@@ -18,8 +18,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from components.errors import InputError
-from components.files import replacing
+from common.errors import InputError
+from common.files import replacing
 
 log = logging.getLogger(__name__)
 

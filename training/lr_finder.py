@@ -18,8 +18,8 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
-from components.errors import InputError
-from components.loader import Batch, TrainLoader
+from common.errors import InputError
+from images.loader import Batch, TrainLoader
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from components.augmentation import IMAGE_SIZE
-from components.class_folders import FORMATS, Listing, fingerprint, one_line
-from components.errors import InputError
-from components.files import replacing
+from common.errors import InputError
+from common.files import replacing
+from images.augmentation import IMAGE_SIZE
+from images.class_folders import FORMATS, Listing, fingerprint, one_line
 
 log = logging.getLogger(__name__)
 

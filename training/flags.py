@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from components.augmentation import IMAGE_SIZE
-from components.errors import InputError
-from components.lr_finder import MIN_STEPS
+from common.errors import InputError
+from images.augmentation import IMAGE_SIZE
+from training.lr_finder import MIN_STEPS
 
 
 def _whole(low: int, high: float = math.inf) -> tuple[Callable[[Any], bool], str]:
