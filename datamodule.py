@@ -3,6 +3,7 @@
 import copy
 import logging
 import zlib
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import common  # noqa: F401  # puts right what the next ones stumble over
@@ -15,8 +16,9 @@ from torch import Tensor
 from common import environment
 from common.errors import InputError
 from common.files import expanded
+from config import DEFAULT_DIR, IMAGE_SIZE, Asked, Flip, PaddingMode
 from images import sources
-from images.augmentation import IMAGE_SIZE, Augmentation, Flip, PaddingMode
+from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader, fits
 
 log = logging.getLogger(__name__)
@@ -60,8 +62,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        data: sources.Asked = "auto",
-        data_dir: str = sources.DEFAULT_DIR,
+        data: Asked = "auto",
+        data_dir: str | Path = DEFAULT_DIR,
         batch_size: int = 256,
         val_size: int | Literal["auto"] = "auto",
         seed: int = 0,
@@ -72,7 +74,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         download_url: str | None = None,
     ) -> None:
         super().__init__()
-        self.source: sources.Asked = data
+        self.source: Asked = data
         self.data_dir = expanded(data_dir).absolute()
         self.download_url = download_url
         self.batch_size, self.seed = batch_size, seed

@@ -23,11 +23,11 @@ from analysis.weights import round_weights, save_weights
 from common import cli
 from common.errors import InputError
 from common.files import expanded, replacing
-from images.augmentation import IMAGE_SIZE
+from config import IMAGE_SIZE, SHAPING
 from images.class_folders import one_line
 from lightning_module import LitCustomResNet
 from training.checkpoint import AtomicCheckpointIO
-from training.resume import IDENTITY, Checkpoint
+from training.resume import Checkpoint
 
 Format = Literal["onnx", "torch", "safetensors", "weights"]
 # uint8 (B, 32, 32, 3), on the CPU -> float32 (B, C), probabilities.
@@ -232,7 +232,7 @@ def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> N
 def shaping_flags(saved: Checkpoint) -> dict[str, Any]:
     """The flags of a training that shaped its weights; none if they are not known."""
     config = saved.get("config", {})
-    return {flag: config[flag] for flag in ("data", *IDENTITY, "lr") if flag in config}
+    return {flag: config[flag] for flag in ("data", *SHAPING, "lr") if flag in config}
 
 
 def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:

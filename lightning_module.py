@@ -1,7 +1,7 @@
 """`LitCustomResNet`: the network with its loss, metrics, optimizer and schedule."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
@@ -17,11 +17,11 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from config import Tta
 from custom_resnet import CustomResNet
 from images.augmentation import shift
 from images.loader import Batch
 
-Tta = Literal["none", "flip", "views"]  # test-time augmentation
 WITH_TTA = {"test/acc_tta": "with flip TTA", "test/acc_views": "with six views"}
 PCT_START = 5 / 24  # the LR peaks at epoch 5 of 24, and at the same share of other runs
 

@@ -34,7 +34,8 @@ from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
 from common import cli, environment
 from common.environment import Hardware
-from train import build_module, load_images, train
+from config import Config
+from train import build_module, load_images
 from training.lr_finder import pick
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -75,7 +76,7 @@ def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
     """All flags of train.py."""
     shapes = ["--data", "synthetic"]
     source = shapes if setting.data == "shapes" else ["--data_dir", str(data_dir)]
-    return cli.parse(train, source) | {
+    return cli.parse(Config, source) | {
         "base_width": setting.base_width,
         "batch_size": setting.batch_size,
         "seed": setting.seed,
@@ -160,8 +161,9 @@ def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
 
 def accuracy(flags: dict[str, Any], hardware: Hardware) -> float:
     """Train once, and return the accuracy on the held-out images."""
-    images = load_images(flags)
-    module = build_module(flags, images)
+    config = Config(**flags)
+    images = load_images(config)
+    module = build_module(config, images)
     trainer = pl.Trainer(
         **hardware.arguments,
         max_epochs=flags["max_epochs"],

@@ -18,11 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from benchmarks.recipe import read_flags
 from common import cli, environment
 from common.errors import InputError
+from config import Config
 from train import load_images, settle_lr
-from training.flags import check_flags
 from training.lr_finder import RangeTest, pick
 
 # By recipe and batch size, in the order of the seeds.
@@ -53,7 +54,7 @@ def lr_stability(
     for config, batch_size in itertools.product(configs, batch_sizes):
         flags = read_flags(config, {"data_dir": data_dir}, select=True)
         flags |= {"lr": "auto", "batch_size": batch_size}
-        check_flags(flags)
+        Config(**flags)  # or it says what is wrong
         for seed in range(seeds):
             record = {"recipe": Path(config).stem, **measure(flags | {"seed": seed})}
             Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,9 @@ def measure(flags: dict[str, Any]) -> dict[str, Any]:
     hardware = environment.choose_hardware(
         flags["accelerator"], 1, 1, "auto", flags["precision"]
     )
-    images = load_images(flags)
-    _, test = settle_lr(flags, images, hardware, None)
+    config = Config(**flags)
+    images = load_images(config)
+    _, test = settle_lr(config, images, hardware, None)
     assert test is not None  # for the rate is auto
     return {
         "date": datetime.date.today().isoformat(),

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from benchmarks.recipe import plain_flags, put_on_record, read_flags, recipe_name
 from benchmarks.tables import (
     Run,
@@ -37,8 +38,8 @@ from benchmarks.tables import (
 )
 from common import cli
 from common.errors import InputError
+from config import Config
 from datamodule import DEFAULT_VAL_SIZE
-from training.flags import check_flags
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / "benchmarks" / "results" / "lr_sweep.csv"
@@ -134,7 +135,7 @@ def plan(
         flags = read_flags(config, own, select=True)
         for batch_size, lr in itertools.product(batch_sizes, (*lrs, AUTO)):
             point = flags | {"batch_size": batch_size, "lr": lr}
-            check_flags(point)
+            Config(**point)  # or it says what is wrong
             trainings.append((Path(config).stem, point))
     return trainings
 

@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.scale_run import RandomImages, noise
-from common import cli, environment
+from common import environment
 from common.environment import now
+from config import Config, Precision
 from custom_resnet import CustomResNet
-from train import build_module, train
+from train import build_module
 from training.callbacks import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
@@ -40,7 +41,7 @@ class Setting(NamedTuple):
     """What is measured; `precision` is settled, `steps` are those of a round."""
 
     device: str
-    precision: str
+    precision: Precision
     batch_size: int
     steps: int
     base_width: int
@@ -81,17 +82,19 @@ def trainer_pace(setting: Setting) -> float:
 
 def fit(setting: Setting, folder: Path, *others: Callback) -> TrainingClock:
     """Train one short epoch as train.py does, with other callbacks beside its own."""
-    flags = [
-        *("--accelerator", "gpu" if setting.device == "cuda" else "cpu"),
-        *("--devices", "1", "--precision", setting.precision, "--lr", "0.001"),
-        *("--batch_size", f"{setting.batch_size}", "--max_epochs", "1"),
-        *("--base_width", f"{setting.base_width}", "--val_size", "0"),
-        *("--limit_train_batches", f"{setting.steps}"),
-        *("--compile", f"{setting.compile}".lower()),
-    ]
-    config = cli.parse(train, flags)
+    config = Config(
+        accelerator="gpu" if setting.device == "cuda" else "cpu",
+        precision=setting.precision,
+        lr=0.001,
+        batch_size=setting.batch_size,
+        max_epochs=1,
+        base_width=setting.base_width,
+        val_size=0,
+        limit_train_batches=setting.steps,
+        compile=setting.compile,
+    )
     hardware = environment.choose_hardware(
-        config["accelerator"], 1, 1, "auto", config["precision"]
+        config.accelerator, 1, 1, "auto", config.precision
     )
     prepare(setting)
     images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=False)

@@ -41,6 +41,7 @@ from benchmarks.tables import (
 )
 from common import cli, environment
 from common.errors import InputError
+from config import Config
 from images.class_folders import is_image_folder
 from train import FAST_DEV_LR, train
 from training.stop import StoppedError
@@ -145,7 +146,7 @@ def read_flags(config: str, own: dict[str, Any], *, select: bool) -> dict[str, A
         own: Flags that overrule those of the file where they are not None.
         select: Hold out training images, and leave the test set alone.
     """
-    flags = cli.parse(train, ["--config", config], Path(sys.argv[0]).name)
+    flags = cli.parse(Config, ["--config", config], Path(sys.argv[0]).name)
     flags |= PROTOCOL | (SELECTING if select else MEASURING)
     kind = "selection" if select else "recipes"
     flags["output_dir"] = str(Path(flags["output_dir"]) / kind)
@@ -173,7 +174,7 @@ def recipe_name(stem: str, flags: dict[str, Any]) -> str:
 
 def plain_flags() -> dict[str, Any]:
     """The flags of the recipe that courses teach."""
-    return cli.parse(train, ["--config", str(PLAIN)])
+    return cli.parse(Config, ["--config", str(PLAIN)])
 
 
 def place(flags: dict[str, Any]) -> Run:

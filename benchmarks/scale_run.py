@@ -21,9 +21,10 @@ from torch import Tensor
 
 from common import cli, environment
 from common.environment import Hardware
+from config import Config
 from datamodule import CIFAR10DataModule
 from images.sources import ImageSet
-from train import build_module, train
+from train import build_module
 from training.callbacks import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
@@ -103,12 +104,14 @@ def scale_run(
         device: What trains.
         on_host: Hold the images in host memory even where they fit on the device.
     """
-    config = cli.parse(train, ["--lr", "0.001", "--val_size", "0"]) | {
-        "max_epochs": epochs,
-        "batch_size": batch_size,
-        "base_width": base_width,
-        "limit_train_batches": images_per_epoch // batch_size,
-    }
+    config = Config(
+        lr=0.001,
+        val_size=0,
+        max_epochs=epochs,
+        batch_size=batch_size,
+        base_width=base_width,
+        limit_train_batches=images_per_epoch // batch_size,
+    )
     strategy = "auto" if processes == 1 else "ddp"
     hardware = environment.choose_hardware(device, processes, 1, strategy, "auto")
     torch.set_float32_matmul_precision("high")
@@ -131,7 +134,7 @@ def scale_run(
 
 
 def build(
-    config: dict[str, Any], hardware: Hardware, data: RandomImages, output_dir: str
+    config: Config, hardware: Hardware, data: RandomImages, output_dir: str
 ) -> tuple[pl.Trainer, TrainingClock, SetUpClock]:
     """The Trainer of `train.py`, with all its files, and the clocks in it."""
     run = RunFolder(output_dir, "run", seed=0)

@@ -33,9 +33,10 @@ from benchmarks.rows import add_row, read_rows
 from common import cli, environment
 from common.errors import InputError
 from common.files import expanded, replacing
+from config import IMAGE_SIZE
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
-from images.augmentation import IMAGE_SIZE, Augmentation
+from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 
 HELD_OUT = 10_000  # images

@@ -23,8 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.paces import TRAIN_IMAGES, Setting, fit
 from benchmarks.throughput import summary
 from common import cli, environment
-from common.environment import Precision, now
+from common.environment import now
 from common.errors import InputError
+from config import Precision
 
 WARM_UP = 3  # steps
 ROWS = 20  # operations in the table
@@ -144,7 +145,7 @@ def step_profile(
     """
     accelerator = "gpu" if device == "cuda" else "cpu"
     hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
-    settled = str(hardware.arguments["precision"])
+    settled: Precision = hardware.arguments["precision"]
     every = WARM_UP + 2 * steps
     if steps < 1 or every * batch_size > TRAIN_IMAGES:
         raise InputError(

@@ -33,8 +33,9 @@ from benchmarks.paces import DTYPES, PACES, TRAIN_IMAGES, Setting, operations
 from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
 from common import cli, environment
-from common.environment import Hardware, Precision
+from common.environment import Hardware
 from common.errors import InputError
+from config import Precision
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -153,7 +154,7 @@ def throughput(
         read_rows(Path(output), "steps")  # a wrong file is refused before the work
     accelerator = "gpu" if device == "cuda" else "cpu"
     hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
-    settled = str(hardware.arguments["precision"])
+    settled: Precision = hardware.arguments["precision"]
     if settled not in DTYPES:
         raise InputError(
             f"--precision must be auto, {', '.join(DTYPES)}, got {precision}"

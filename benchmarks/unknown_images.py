@@ -46,9 +46,10 @@ from analysis.inference import (
 from benchmarks.rows import add_row, read_rows
 from common import cli, environment
 from common.errors import InputError
+from config import Asked
 from datamodule import stratified_split
 from images import sources
-from images.sources import Asked, ImageSet
+from images.sources import ImageSet
 from images.synthetic import SHAPES, draw_shapes
 from lightning_module import LitCustomResNet
 from training.resume import Checkpoint, read_checkpoint

@@ -17,7 +17,13 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
+from jsonargparse import (
+    ArgumentParser,
+    get_loader,
+    set_dumper,
+    set_loader,
+    set_parsing_settings,
+)
 from pytorch_lightning.utilities import rank_zero_only
 
 from common import streams
@@ -100,7 +106,11 @@ class Parser(ArgumentParser):
 
 
 def run(
-    program: str, function: Callable[..., Any], *, outlasts_readers: bool = False
+    program: str,
+    function: Callable[..., Any],
+    *,
+    flags: Callable[..., Any] | None = None,
+    outlasts_readers: bool = False,
 ) -> None:
     """Call a function with what the command line says.
 
@@ -112,15 +122,18 @@ def run(
     Args:
         program: Its name.
         function: What it does.
+        flags: A dataclass whose fields are the flags, if they are not the parameters of
+            the function.
         outlasts_readers: Whether it goes on when nobody reads its standard output any
             more, because its work is worth it; otherwise it ends with exit code 141.
     """
+    flags = flags or function
     streams.set_up(lasting=outlasts_readers)
     set_up_messages()
     handle_signals()
     try:
         try:
-            function(**parse(function, sys.argv[1:], program))
+            function(**parse(flags, sys.argv[1:], program))
         finally:
             sys.stdout.flush()
     except InputError as error:
@@ -130,7 +143,7 @@ def run(
     except StoppedError as stop:
         end_together(program, describe_stop(stop, sys.argv), stop.exit_code)
     except Exception as error:
-        reason = explain(error, inspect.signature(function).parameters)
+        reason = explain(error, inspect.signature(flags).parameters)
         if reason is None:
             kill_other_processes()
             raise
@@ -177,9 +190,10 @@ def kill_other_processes() -> None:
 def parse(
     function: Callable[..., Any], arguments: list[str], program: str = "train.py"
 ) -> dict[str, Any]:
-    """Read the keyword arguments of a function from a command line.
+    """Read the keyword arguments of a function, or a dataclass, from a command line.
 
-    Every parameter is a flag of its name, explained by the function's docstring; a
+    Every parameter is a flag of its name, explained by the function's docstring, or by
+    that of the field; a
     list without a default stands without a flag. `--config FILE.yaml` reads flags from
     a file and `--print_config` writes them. A flag that may be true is on when it
     stands alone.
@@ -193,7 +207,11 @@ def parse(
     parser.types = typing.get_type_hints(function)
     parser.add_argument("--config", action="config", help="YAML file of flags.")
     bare = _add_bare_arguments(parser, function)
-    parser.add_function_arguments(function, as_group=False, skip=bare)
+    if inspect.isclass(function):
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        parser.add_class_arguments(function, as_group=False)
+    else:
+        parser.add_function_arguments(function, as_group=False, skip=bare)
     switches = {
         f"--{name}" for name, kind in parser.types.items() if _allows_true(kind)
     }

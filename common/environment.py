@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -29,18 +29,10 @@ from pytorch_lightning.strategies.launchers import (
 )
 
 from common.errors import InputError
+from config import Precision
 
 log = logging.getLogger(__name__)
 
-Precision = Literal[
-    "auto",
-    "32-true",
-    "16-mixed",
-    "bf16-mixed",
-    "16-true",
-    "bf16-true",
-    "64-true",
-]
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "tensorboard")
 PROJECT = Path(__file__).resolve().parent.parent
 NEEDS_SCRIPT = (
@@ -67,7 +59,11 @@ class Hardware(NamedTuple):
 
 
 def choose_hardware(
-    accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str
+    accelerator: str,
+    devices: int | str,
+    num_nodes: int,
+    strategy: str,
+    precision: Precision,
 ) -> Hardware:
     """Settle device and precision before anything else happens.
 
@@ -195,7 +191,7 @@ def _check_launcher(trainer: pl.Trainer, asked: str) -> None:
             )
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """Replace "auto" by the fastest precision that a device is good at.
 
     Raises:

@@ -5,17 +5,14 @@ whole epoch come from one generator on the CPU, so they are the same on every de
 every process, and after a resume.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IMAGE_SIZE = 32  # pixels, the side of every image
-
-PaddingMode = Literal["constant", "reflect"]
-Flip = Literal["none", "random", "alternate"]
+from config import IMAGE_SIZE, Flip, PaddingMode
 
 
 class Augmentation(NamedTuple):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import replacing
-from images.augmentation import IMAGE_SIZE
+from config import IMAGE_SIZE
 from images.class_folders import FORMATS, Listing, fingerprint, one_line
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10
 
 from common.errors import InputError
 from common.files import remove_leftovers
+from config import DEFAULT_DIR, Asked, Source
 from images import download
 from images.class_folders import (
     check_same_classes,
@@ -24,11 +25,8 @@ from images.class_folders import (
 from images.image_folder import load_images
 from images.synthetic import SHAPES, draw_shapes
 
-Source = Literal["cifar10", "folder", "synthetic"]
-Asked = Literal["auto", "cifar10", "folder", "synthetic"]
 Labelled = tuple[Tensor, Tensor]  # images, uint8 (N, 32, 32, 3), and labels, int64 (N,)
 
-DEFAULT_DIR = "data"  # where CIFAR-10 is downloaded to where nothing is said
 # Names by which CIFAR-10 as published is known; other ones are somebody else's.
 CIFAR10_NAMES = (CIFAR10.base_folder, CIFAR10.filename)
 REMEDIES = {

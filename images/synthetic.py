@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from images.augmentation import IMAGE_SIZE
+from config import IMAGE_SIZE
 
 SHAPES = (
     "bar",

@@ -26,6 +26,7 @@ from benchmarks import scale, step_profile
 from common import cli, environment
 from common.environment import choose_hardware
 from common.errors import InputError
+from config import Config
 from evaluate import evaluate
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
@@ -394,7 +395,7 @@ def test_one_device_is_the_default_and_more_are_asked_for(machine: Machine) -> N
         (["--devices", "-1"], 4),
         (["--devices=auto"], 4),
     ):
-        devices = cli.parse(train.train, flags)["devices"]
+        devices = cli.parse(Config, flags)["devices"]
         hardware = choose_hardware("auto", devices, 1, "auto", "auto")
         assert hardware.world_size == processes
         assert hardware.device.type == "cuda"

@@ -29,6 +29,7 @@ from benchmarks.lr_stability import read_tests
 from benchmarks.pictures import pictures, schedule
 from benchmarks.tables import with_table
 from common import cli
+from config import Config
 from lightning_module import LitCustomResNet
 from run_files import LAST
 
@@ -143,7 +144,7 @@ def _call(command: list[str], extra: tuple[str, ...]) -> None:
             rest = ["0" if part == "N" else part for part in rest]
             launch = get_args_parser().parse_args(rest)
             assert Path(launch.training_script).exists()
-            cli.parse(train.train, launch.training_script_args)
+            cli.parse(Config, launch.training_script_args)
         case ["python", "app.py", *flags] if find_spec(EXTRAS["app.py"]):
             serve(flags)
         case ["python", "benchmarks/throughput.py" as script, *flags]:

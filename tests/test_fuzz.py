@@ -19,6 +19,7 @@ from PIL import Image
 import train
 from common import cli
 from common.errors import InputError
+from config import Config
 from images.sources import load
 from run_files import LAST, assert_same
 from training.resume import read_checkpoint
@@ -61,7 +62,7 @@ def run_command(*argv: str) -> None:
     assert lines[0].startswith("train.py: error: ")
 
 
-FLAGS = sorted(cli.parse(train.train, []))
+FLAGS = sorted(cli.parse(Config, []))
 # No slash: a test must not write elsewhere. No NUL and lone surrogate: no command line
 # can hold them.
 WORDS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]))

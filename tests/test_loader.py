@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from common import environment
+from config import PaddingMode
 from images import loader
-from images.augmentation import Augmentation, PaddingMode, pad
+from images.augmentation import Augmentation, pad
 from images.loader import Batch, EvalLoader, TrainLoader, ahead, fits
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common import cli
 from common.environment import Hardware
 from common.errors import InputError
+from config import Config
 from datamodule import CIFAR10DataModule
 from images.loader import Batch
 from lightning_module import LitCustomResNet
-from train import settle_lr, train
+from train import settle_lr
 from training import lr_finder
 from training.lr_finder import (
     MAX_LR,
@@ -208,8 +208,12 @@ def test_a_range_test_trains_as_the_run_does(
     training_step = LitCustomResNet.training_step
     monkeypatch.setattr(LitCustomResNet, "training_step", note)
     deterministic, sync_batchnorm = flags
-    config = cli.parse(train, ["--lr_steps", "40", "--base_width", "4"])
-    config |= {"deterministic": deterministic, "sync_batchnorm": sync_batchnorm}
+    config = Config(
+        lr_steps=40,
+        base_width=4,
+        deterministic=deterministic,
+        sync_batchnorm=sync_batchnorm,
+    )
     try:
         settle_lr(config, data, Hardware(HARDWARE, torch.device("cpu"), 1), None)
     finally:

@@ -25,6 +25,7 @@ from benchmarks.tables import (
 )
 from common import cli, environment
 from common.errors import InputError
+from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from record import SMALL, runs_of, write_recipe
@@ -210,7 +211,7 @@ def test_bad_input_is_one_line(
 def test_a_configuration_runs_and_says_what_is_on_record(
     path: Path, image_folder: Path
 ) -> None:
-    flags = cli.parse(train, ["--config", str(path)]) | SMALL | {"report": False}
+    flags = cli.parse(Config, ["--config", str(path)]) | SMALL | {"report": False}
     metrics = train(**flags | {"data_dir": str(image_folder)})
     assert metrics["epochs"] == 1
     head = path.read_text().split("\n\n")[0]
@@ -234,13 +235,13 @@ def numbers(runs: list[Run]) -> str:
 
 def test_the_best_configuration_is_the_default_but_for_rate_and_average() -> None:
     [best] = [path for path in CONFIGS if path.stem == "best"]
-    flags, defaults = cli.parse(train, ["--config", str(best)]), cli.parse(train, [])
+    flags, defaults = cli.parse(Config, ["--config", str(best)]), cli.parse(Config, [])
     changed = {flag for flag, value in flags.items() if value != defaults[flag]}
     assert changed == {"lr", "ema_decay"}
 
 
 def test_what_stands_alone_has_the_same_defaults_as_train() -> None:
-    defaults = cli.parse(train, [])
+    defaults = cli.parse(Config, [])
     for part in (CIFAR10DataModule, LitCustomResNet):
         parameters = inspect.signature(part).parameters.values()
         own = [each for each in parameters if each.default is not each.empty]

@@ -25,6 +25,7 @@ import train
 from common import cli, streams
 from common.errors import DivergedError, InputError
 from common.files import replacing
+from config import Config
 from images.class_folders import list_classes
 from images.image_folder import read_image
 
@@ -327,7 +328,7 @@ def test_no_docstrings_as_under_oo(monkeypatch: pytest.MonkeyPatch) -> None:
         "a.png",
         "b.png",
     ]
-    assert cli.parse(train.train, ["--seed", "3"])["seed"] == 3
+    assert cli.parse(Config, ["--seed", "3"])["seed"] == 3
 
 
 def test_a_report_of_a_run_whose_images_have_moved(

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common import cli
 from common.errors import DivergedError, InputError
+from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
@@ -91,7 +92,7 @@ def test_picked_lr_and_typed_lr_train_bit_for_bit_alike(quick_train: Train) -> N
 def test_config_runs_again(quick_train: Train) -> None:
     metrics = quick_train(lr="auto", lr_steps=40)
     arguments = ["--config", "runs/run/config.yaml", "--name", "again"]
-    again = train(**cli.parse(train, arguments))
+    again = train(**cli.parse(Config, arguments))
     for key in ("train/loss", "val/loss", "test/loss", "max_lr"):
         assert again[key] == metrics[key]
 

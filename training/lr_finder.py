@@ -7,7 +7,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,11 +19,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
 from common.errors import InputError
+from config import Finder
 from images.loader import Batch, TrainLoader
 
 log = logging.getLogger(__name__)
-
-Finder = Literal["lightning", "torch-lr-finder"]
 
 MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
 # Of the pick at batch size 128: no loss of a test tells that more ruins a training.
@@ -31,7 +30,6 @@ MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal fac
 # arXiv:2205.10287), up to the largest that docs/learning_rate.md has measured.
 LIMIT = 0.01
 LARGEST_MEASURED = 512
-MIN_STEPS = 40  # fewer are too far apart for the pick
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
 BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
 
@@ -77,7 +75,7 @@ def range_test(
         module: A new module.
         data: Where the batches come from; its `trainer` is None afterwards.
         finder: Which package runs the test.
-        steps: Length of the test, at least `MIN_STEPS`.
+        steps: Length of the test, at least `MIN_LR_STEPS`.
         hardware: The arguments of `Trainer` that say on what, and how, to train.
 
     Raises:

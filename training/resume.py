@@ -9,31 +9,13 @@ import torch
 
 from common.errors import InputError, is_out_of_memory
 from common.files import unsealed
+from config import MARKS, SHAPING, Config
 
 log = logging.getLogger(__name__)
 
 Checkpoint = dict[str, Any]
 
 WEIGHTS_SUFFIX = ".safetensors"  # of files from which no run goes on
-
-# What must be the same when a run goes on, and why where it is not plain; other flags
-# may change.
-IDENTITY = {
-    "batch_size": "",
-    "max_epochs": "one cycle has one length, so it cannot be made longer",
-    "val_size": "",
-    "seed": "",
-    "limit_train_batches": "",
-    "weight_decay": "",
-    "label_smoothing": "",
-    "ema_decay": "",
-    "base_width": "",
-    "crop_padding": "",
-    "padding_mode": "",
-    "flip": "",
-    "cutout": "",
-    "sync_batchnorm": "",
-}
 
 
 def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
@@ -101,13 +83,13 @@ def read_newest(paths: list[Path]) -> tuple[Path, Checkpoint] | None:
 
 
 def check_same_run(
-    checkpoint: Checkpoint, config: dict[str, Any], images: Any, world_size: int
+    checkpoint: Checkpoint, config: Config, images: Any, world_size: int
 ) -> None:
     """Refuse to go on with other settings, images or processes than the checkpoint's.
 
     Args:
         checkpoint: As `read_checkpoint` gives it.
-        config: The flags, with "lr" as the user gave it.
+        config: The flags, with `lr` as the user gave it.
         images: A data module that is set up.
         world_size: Number of processes.
 
@@ -116,19 +98,20 @@ def check_same_run(
     """
     known = checkpoint["hyper_parameters"]
     for name in ("classes", "mean", "std"):
-        before, now = list(known.get(name, ())), list(getattr(images, name))
-        if before != now:
+        there, here = list(known.get(name, ())), list(getattr(images, name))
+        if there != here:
             raise InputError(
-                f"--data_dir {config['data_dir']}: the {name} of the images are {now}, "
-                f"the checkpoint's {before}; give the images that it was trained with"
+                f"--data_dir {config.data_dir}: the {name} of the images are {here}, "
+                f"the checkpoint's {there}; give the images that it was trained with"
             )
-    for flag, reason in IDENTITY.items():
-        _check_equal(flag, config[flag], checkpoint["config"].get(flag), reason)
-    if config["lr"] != "auto":
-        _check_equal("lr", config["lr"], checkpoint["config"].get("lr"), "")
+    before = checkpoint["config"]
+    for flag in SHAPING:
+        _check_equal(flag, getattr(config, flag), before.get(flag), MARKS[flag].reason)
+    if config.lr != "auto":
+        _check_equal("lr", config.lr, before.get("lr"), "")
     if checkpoint.get("images") != images.fingerprint:
         raise InputError(
-            f"--data_dir {config['data_dir']}: the pixels or labels of the training "
+            f"--data_dir {config.data_dir}: the pixels or labels of the training "
             f"images have the checksum {images.fingerprint}, the checkpoint's "
             f"{checkpoint.get('images')}; give the images that it was trained with"
         )

@@ -27,12 +27,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from common.errors import InputError
 from common.files import remove_leftovers, replacing
+from config import Config
 
 log = logging.getLogger(__name__)
 
-# Not part of what a run is, so not in its config.yaml: they say where it goes, and how
-# it treats what is there.
-PLACE = ("output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run")
 LOCK = ".lock"  # held by the run that is at work in the folder
 FILES = (
     "config.yaml",
@@ -61,7 +59,7 @@ class RunFolder:
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: str | Path,
         name: str | None,
         seed: int,
         *,
@@ -214,10 +212,10 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     @rank_zero_only
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: Config) -> None:
         """Write config.yaml."""
         with replacing(self.config, "w") as file:
-            yaml.safe_dump(settings(config), file, sort_keys=False)
+            yaml.safe_dump(config.record(), file, sort_keys=False)
 
     @rank_zero_only
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -240,11 +238,6 @@ class RunFolder:
                 return
             except FileExistsError:
                 self.path = stamped.with_name(f"{stamped.name}_{number}")
-
-
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The flags that say what a run is, without those that say where it goes."""
-    return {flag: value for flag, value in config.items() if flag not in PLACE}
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -22,23 +22,23 @@ from analysis.figures import (
 )
 from analysis.findings import Findings
 from common.errors import InputError, show_traceback
+from config import SHAPING, Config
 from datamodule import CIFAR10DataModule
 from lightning_module import WITH_TTA
 from training.lr_finder import RangeTest
-from training.resume import IDENTITY
 from training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
 @rank_zero_only
-def show_start(layers: str, images: str, config: dict[str, Any]) -> None:
+def show_start(layers: str, images: str, config: Config) -> None:
     """Print what is about to be trained."""
     print(layers)
     print(images)
     print(
-        f"max LR {config['lr']:.3g}, batches of {config['batch_size']}, "
-        f"{config['max_epochs']} epochs, {config['precision']}",
+        f"max LR {config.lr:.3g}, batches of {config.batch_size}, "
+        f"{config.max_epochs} epochs, {config.precision}",
         flush=True,
     )
 
@@ -46,7 +46,7 @@ def show_start(layers: str, images: str, config: dict[str, Any]) -> None:
 @rank_zero_only
 @own_style()
 def write_start(
-    run: RunFolder, trainer: pl.Trainer, config: dict[str, Any], test: RangeTest | None
+    run: RunFolder, trainer: pl.Trainer, config: Config, test: RangeTest | None
 ) -> None:
     """Write the configuration, and the range test if there was one."""
     run.write_config(config)
@@ -61,7 +61,7 @@ def write_start(
 def write_end(
     run: RunFolder,
     trainer: pl.Trainer,
-    config: dict[str, Any],
+    config: Config,
     metrics: dict[str, Any],
     rows: list[Row],
 ) -> None:
@@ -74,7 +74,8 @@ def write_end(
         if "/" in name and value is not None
     }
     logger = _logger(trainer)
-    shaping = {flag: config[flag] for flag in ("lr", "precision", "data", *IDENTITY)}
+    values = config.record()
+    shaping = {flag: values[flag] for flag in ("lr", "precision", "data", *SHAPING)}
     logger.log_hyperparams(shaping, final, step=trainer.global_step)
 
 

@@ -1,7 +1,7 @@
 """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, WeightAveraging
@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from common.environment import Hardware
+from config import Config
 from datamodule import CIFAR10DataModule
 from training.callbacks import (
     FiniteLoss,
@@ -29,7 +30,7 @@ from training.stop import StopSignal
 
 
 def build_trainer(
-    config: dict[str, Any],
+    config: Config,
     hardware: Hardware,
     run: RunFolder,
     images: CIFAR10DataModule,
@@ -48,25 +49,25 @@ def build_trainer(
         clock: Likewise.
         saved: The checkpoint that the run goes on from, if any.
     """
-    logger = None if config["fast_dev_run"] else _build_logger(run, saved)
+    logger = None if config.fast_dev_run else _build_logger(run, saved)
     callbacks = _build_callbacks(config, run, logger, images, history, clock)
     return pl.Trainer(
         **hardware.arguments,
-        max_epochs=config["max_epochs"],
+        max_epochs=config.max_epochs,
         logger=logger or False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        default_root_dir=config["output_dir"],
-        fast_dev_run=int(config["fast_dev_run"]),
-        limit_train_batches=config["limit_train_batches"],
-        limit_val_batches=config["limit_val_batches"],
-        limit_test_batches=config["limit_test_batches"],
+        default_root_dir=config.output_dir,
+        fast_dev_run=int(config.fast_dev_run),
+        limit_train_batches=config.limit_train_batches,
+        limit_val_batches=config.limit_val_batches,
+        limit_test_batches=config.limit_test_batches,
         num_sanity_val_steps=0,
         log_every_n_steps=0,  # everything is logged once an epoch
         enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,  # `show_start` shows the layers
-        deterministic=config["deterministic"],
-        sync_batchnorm=config["sync_batchnorm"],
+        deterministic=config.deterministic,
+        sync_batchnorm=config.sync_batchnorm,
     )
 
 
@@ -83,7 +84,7 @@ def _build_logger(run: RunFolder, saved: Checkpoint | None) -> TensorBoardLogger
 
 
 def _build_callbacks(
-    config: dict[str, Any],
+    config: Config,
     run: RunFolder,
     logger: TensorBoardLogger | None,
     images: CIFAR10DataModule,
@@ -93,15 +94,15 @@ def _build_callbacks(
     """What happens beside the training, in the order in which it has to."""
     stop, finite_loss = StopSignal(), FiniteLoss(history, run.newest_checkpoints)
     callbacks: list[Callback] = [stop, RunProgressBar(), finite_loss, clock]
-    if config["ema_decay"]:
-        average = exponential_average(config["ema_decay"])
+    if config.ema_decay:
+        average = exponential_average(config.ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
-    steps, step_ckpt = config["ckpt_every_n_steps"], run.checkpoints / "step.ckpt"
+    steps, step_ckpt = config.ckpt_every_n_steps, run.checkpoints / "step.ckpt"
     if logger is None:
         return [*callbacks, history, StepCheckpoint(None, 0, stop, finite_loss)]
     callbacks += [TensorBoardDetails(logger, history), history]
-    callbacks.append(ConfigInCheckpoint(config, images.fingerprint))
-    has_val = config["val_size"] and config["limit_val_batches"]
+    callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
+    has_val = config.val_size and config.limit_val_batches
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
     return [*callbacks, StepCheckpoint(step_ckpt, steps, stop, finite_loss)]
 

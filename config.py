@@ -1,0 +1,259 @@
+"""The configuration of a training: every flag of train.py, written once.
+
+Command line, configuration files, checks, checkpoints and records all follow from the
+fields of `Config`. A new flag is a new field.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
+
+import numpy as np
+
+from common.errors import InputError
+from common.files import expanded
+
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+Precision = Literal[
+    "auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"
+]
+Finder = Literal["lightning", "torch-lr-finder"]
+Source = Literal["cifar10", "folder", "synthetic"]
+Asked = Literal["auto", "cifar10", "folder", "synthetic"]
+PaddingMode = Literal["constant", "reflect"]
+Flip = Literal["none", "random", "alternate"]
+Tta = Literal["none", "flip", "views"]  # test-time augmentation
+
+IMAGE_SIZE = 32  # pixels a side
+DEFAULT_DIR = "data"  # where CIFAR-10 is downloaded to where nothing is said
+MIN_LR_STEPS = 40  # of a range test: fewer are too far apart for the pick
+Value = TypeVar("Value")
+
+
+class Valid(NamedTuple):
+    """What a value may be, where its type says too little.
+
+    Attributes:
+        is_right: Whether a value is right.
+        words: What a right value is.
+    """
+
+    is_right: Callable[[Any], bool]
+    words: str
+
+
+class Marks(NamedTuple):
+    """What a field is to others.
+
+    Attributes:
+        valid: What its value may be; None for all of its type.
+        shapes: Whether it decides how a network is trained, so that a run can only go
+            on with the value that it began with.
+        reason: Why, where that is not plain.
+        places: Whether it only says where a run goes, and how it treats what is there.
+    """
+
+    valid: Valid | None = None
+    shapes: bool = False
+    reason: str = ""
+    places: bool = False
+
+
+def option(
+    default: Value,
+    valid: Valid | None = None,
+    *,
+    shapes: bool = False,
+    reason: str = "",
+    places: bool = False,
+) -> Value:
+    """A field of `Config` with a default; `Marks` says what the others are."""
+    marks = Marks(valid, shapes, reason, places)
+    made: Value = field(default=default, metadata={"marks": marks})
+    return made
+
+
+def whole(low: int, high: float = math.inf) -> Valid:
+    """A whole number in a range, with both ends."""
+    ends = f"at least {low}" if high == math.inf else f"from {low} to {high:.0f}"
+    return Valid(lambda value: low <= value <= high, f"a whole number, {ends}")
+
+
+def is_batches(value: float) -> bool:
+    """Whether it is a number of batches (int) or a share of them (float)."""
+    return value >= 1 if isinstance(value, int) else 0 < value <= 1
+
+
+BATCHES = "a whole number of batches, or a share above 0 and up to 1.0"
+SOME_BATCHES = Valid(is_batches, BATCHES)
+ANY_BATCHES = Valid(
+    lambda value: value == 0 or is_batches(value), f"{BATCHES}, or 0 for none"
+)
+BELOW_ONE = Valid(lambda value: 0 <= value < 1, "from 0 to below 1")
+NOT_NEGATIVE = Valid(
+    lambda value: math.isfinite(value) and value >= 0, "a finite number, at least 0"
+)
+DEVICES = Valid(
+    lambda value: (
+        str(value) == "-1"
+        or (str(value) not in ("0", "") and not str(value).startswith("-"))
+    ),
+    "at least 1, a list such as 0,1, or -1 or auto for all",
+)
+RATE = Valid(
+    lambda value: value == "auto" or (math.isfinite(value) and value > 0),
+    "a finite number above 0, or auto",
+)
+COUNT = Valid(
+    lambda value: value == "auto" or value >= 0, "a whole number, at least 0, or auto"
+)
+SWITCH_OR_NUMBER = Valid(lambda value: value >= 0, "true, false or a number of batches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train the custom ResNet on CIFAR-10 and leave a run folder.
+
+    Raises:
+        InputError: A value is out of its range, or two contradict each other.
+    """
+
+    accelerator: Accelerator = "auto"
+    """What trains; auto takes a GPU where there is one."""
+    devices: int | str = option(1, DEVICES)
+    """Number of devices, a list of GPUs such as 0,1, or auto for all."""
+    num_nodes: int = option(1, whole(1))
+    """Number of machines."""
+    strategy: str = "auto"
+    """Lightning's strategy for several devices, such as ddp."""
+    precision: Precision = "auto"
+    """Number format; auto takes bf16-mixed where the device is good at it."""
+    max_epochs: int = option(
+        24,
+        whole(1),
+        shapes=True,
+        reason="one cycle has one length, so it cannot be made longer",
+    )
+    """Length of the training in epochs."""
+    batch_size: int = option(256, whole(1), shapes=True)
+    """Images in a batch, shared out among the devices."""
+    lr: float | Literal["auto"] = option("auto", RATE)
+    """Maximum learning rate of the one cycle; auto finds it by a range test."""
+    lr_steps: int = option(100, whole(MIN_LR_STEPS))
+    """Length of the range test in steps."""
+    lr_finder: Finder = "lightning"
+    """Package that runs the range test."""
+    weight_decay: float = option(0.3, NOT_NEGATIVE, shapes=True)
+    """Decoupled weight decay, per step and unit of learning rate."""
+    label_smoothing: float = option(0.2, BELOW_ONE, shapes=True)
+    """Share of each target that is spread over all classes."""
+    ema_decay: float = option(0.0, BELOW_ONE, shapes=True)
+    """Average the weights, keeping up to this share of it at each step."""
+    base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
+    """Channels of the first convolution; 64 gives 6,573,120 parameters."""
+    seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
+    """Seed of weights, split, order and augmentation."""
+    data: Asked = "auto"
+    """Images: CIFAR-10, a folder of images, drawn shapes; auto by the folder."""
+    data_dir: str | Path = DEFAULT_DIR
+    """Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/."""
+    download_url: str | None = None
+    """Where to look for CIFAR-10's archive before the known mirrors."""
+    val_size: int | Literal["auto"] = option("auto", COUNT, shapes=True)
+    """Training images held out; auto is val/, or 5000, or a tenth of few."""
+    # A border that reflects the image reaches no further than the image.
+    crop_padding: int = option(4, whole(0, IMAGE_SIZE - 1), shapes=True)
+    """Border for the random crop in pixels; 0 for no crop."""
+    padding_mode: PaddingMode = option("reflect", shapes=True)
+    """What the border shows: black, or the image reflected."""
+    flip: Flip = option("alternate", shapes=True)
+    """Mirror training images at random, or every image in every other epoch."""
+    cutout: int = option(8, whole(0, IMAGE_SIZE), shapes=True)
+    """Side of the cutout square in pixels; 0 for none."""
+    tta: Tta = "none"
+    """Test also on each image and its mirror image, or on six views of it."""
+    output_dir: str | Path = option("runs", places=True)
+    """Folder of all runs."""
+    name: str | None = option(None, places=True)
+    """Name of this run's folder; null for time and seed."""
+    overwrite: bool = option(False, places=True)
+    """Replace the run that is in the folder."""
+    ckpt_path: str | Path | None = option(None, places=True)
+    """Checkpoint to go on from, or last for the run's newest."""
+    ckpt_every_n_steps: int = option(0, whole(0))
+    """Save a checkpoint also every so many steps; 0 for not."""
+    report: bool = True
+    """Write report.html at the end."""
+    fast_dev_run: bool | int = option(False, SWITCH_OR_NUMBER, places=True)
+    """Try everything on one batch, or so many, and write nothing."""
+    limit_train_batches: int | float = option(1.0, SOME_BATCHES, shapes=True)
+    """Batches an epoch: a number, or a share such as 0.1."""
+    limit_val_batches: int | float = option(1.0, ANY_BATCHES)
+    """Validation batches, likewise; 0 for none."""
+    limit_test_batches: int | float = option(1.0, ANY_BATCHES)
+    """Test batches, likewise; 0 for no test and no report."""
+    deterministic: bool = False
+    """Use only algorithms that repeat bit for bit; slower on a GPU."""
+    compile: bool = False
+    """Compile the network with torch.compile; pays in long runs."""
+    sync_batchnorm: bool = option(False, shapes=True)
+    """Share batch statistics among the GPUs; slower."""
+
+    def __post_init__(self) -> None:
+        """Make values plain, as a file can hold them, and check what no type can."""
+        for name, marks in MARKS.items():
+            value = getattr(self, name)
+            if isinstance(value, np.generic):
+                value = value.item()
+            if name in PATHS and value is not None:
+                value = str(expanded(value))
+            object.__setattr__(self, name, value)  # it is frozen
+            if marks.valid is not None and not marks.valid.is_right(value):
+                raise InputError(f"--{name} must be {marks.valid.words}, got {value!r}")
+        if self.overwrite and self.ckpt_path is not None:
+            raise InputError(
+                "--overwrite and --ckpt_path contradict each other; give one of them"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What config.yaml holds: all fields but those that only place the run."""
+        values = asdict(self)
+        return {name: values[name] for name, marks in MARKS.items() if not marks.places}
+
+
+MARKS: dict[str, Marks] = {
+    one.name: one.metadata.get("marks", Marks()) for one in fields(Config)
+}
+SHAPING = [name for name, marks in MARKS.items() if marks.shapes]
+TYPES = get_type_hints(Config)
+PATHS = {name for name, kind in TYPES.items() if Path in get_args(kind)}
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def configured(
+    make: Callable[Parameters, Config],
+) -> Callable[[Callable[[Config], Result]], Callable[Parameters, Result]]:
+    """Let a function of a `Config` be called with the fields as keywords."""
+
+    def decorate(function: Callable[[Config], Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            return function(make(*args, **kwargs))
+
+        return call
+
+    return decorate

@@ -1,0 +1,93 @@
+"""The typed configuration: what it takes, refuses, and is to others."""
+
+import re
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import cli
+from common.errors import InputError
+from config import MARKS, PATHS, SHAPING, Config, configured
+
+
+def test_values_are_plain_and_paths_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = Config(
+        lr=np.float64(0.5),
+        data_dir=Path("~/images"),
+        output_dir="~/runs",
+        batch_size=np.int64(8),  # type: ignore[arg-type]
+    )
+    assert type(config.lr) is float
+    assert type(config.batch_size) is int
+    assert (config.data_dir, config.output_dir) == ("/home/me/images", "/home/me/runs")
+    assert {"data_dir", "output_dir", "ckpt_path"} == PATHS
+    assert all(type(value) is not Path for value in asdict(config).values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size must be a whole number, at least 1, got 0"),
+        ({"cutout": 33}, "--cutout must be a whole number, from 0 to 32, got 33"),
+        ({"lr": float("nan")}, "--lr must be a finite number above 0, or auto, got na"),
+        ({"val_size": -1}, "--val_size must be a whole number, at least 0, or auto"),
+        ({"limit_train_batches": 1.5}, "or a share above 0 and up to 1.0, got 1.5"),
+        ({"overwrite": True, "ckpt_path": "last"}, "contradict each other"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(flags: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Config(**flags)
+
+
+def test_it_cannot_be_changed_but_copied_with_another_value() -> None:
+    config = Config(seed=1)
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 2  # type: ignore[misc]
+    assert replace(config, seed=2) == Config(seed=2)
+    with pytest.raises(InputError, match="--seed must be"):
+        replace(config, seed=-1)
+
+
+def test_a_record_leaves_out_what_only_places_a_run() -> None:
+    placing = {"output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run"}
+    assert asdict(Config()).keys() - Config().record().keys() == placing
+    assert not placing & {*SHAPING}
+
+
+def test_what_shapes_a_run() -> None:
+    assert [
+        *("max_epochs", "batch_size", "weight_decay", "label_smoothing", "ema_decay"),
+        *("base_width", "seed", "val_size", "crop_padding", "padding_mode", "flip"),
+        *("cutout", "limit_train_batches", "sync_batchnorm"),
+    ] == SHAPING
+    assert MARKS["max_epochs"].reason.startswith("one cycle has one length")
+
+
+def test_every_field_is_a_flag_with_an_explanation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert Config(**cli.parse(Config, [])) == Config()
+    with pytest.raises(SystemExit):
+        cli.parse(Config, ["--help"])
+    options = " ".join(capsys.readouterr().out.split()).split("options: ")[1]
+    for field in fields(Config):
+        explained = re.search(rf" --{field.name} (.*?) \(type: ", options)
+        assert explained is not None, field.name
+        assert len(explained[1].split()) > 2, field.name
+
+
+def test_a_function_of_a_config_takes_its_fields() -> None:
+    @configured(Config)
+    def double(config: Config) -> int:
+        """Twice the seed."""
+        return 2 * config.seed
+
+    assert double(seed=4) == 8
+    assert double.__doc__ == "Twice the seed."
+    with pytest.raises(TypeError, match="sead"):
+        double(sead=4)  # type: ignore[call-arg]
