@@ -18,7 +18,7 @@ from analysis.report import open_run, read_run
 from common import cli
 from common.errors import InputError
 from common.files import expanded
-from images.class_folders import one_line
+from common.text import one_line
 from training.stop import StoppedError
 
 if TYPE_CHECKING:  # it takes seconds, and may be missing

@@ -20,9 +20,9 @@ from analysis.inference import WEIGHTS, load_model
 from common import cli, environment
 from common.errors import InputError
 from common.files import expanded
+from common.text import one_line
 from config import DEFAULT_DIR, Asked, Precision, Tta
 from images import sources
-from images.class_folders import one_line
 from images.loader import EvalLoader, fits
 from images.sources import Labelled
 from lightning_module import WITH_TTA, LitCustomResNet

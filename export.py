@@ -23,8 +23,8 @@ from analysis.weights import round_weights, save_weights
 from common import cli
 from common.errors import InputError
 from common.files import expanded, replacing
+from common.text import one_line
 from config import IMAGE_SIZE, SHAPING
-from images.class_folders import one_line
 from lightning_module import LitCustomResNet
 from training.checkpoint import AtomicCheckpointIO
 from training.resume import Checkpoint

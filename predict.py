@@ -29,7 +29,8 @@ from analysis.inference import (
 from common import cli
 from common.errors import InputError
 from common.files import expanded
-from images.class_folders import FORMATS, is_hidden, is_image, one_line
+from common.text import one_line
+from images.class_folders import FORMATS, is_hidden, is_image
 from lightning_module import LitCustomResNet
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from analysis.weights import read_weights
 from common.environment import cuda_problem
 from common.errors import InputError, is_out_of_memory, show_traceback
+from common.text import one_line
 from datamodule import CIFAR10DataModule
-from images.class_folders import one_line
 from images.image_folder import read_image
 from lightning_module import LitCustomResNet
 from training.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint

@@ -18,7 +18,8 @@ from analysis.inference import (
 )
 from analysis.report import percent
 from common.errors import InputError
-from images.class_folders import FORMATS, one_line
+from common.text import one_line
+from images.class_folders import FORMATS
 from lightning_module import LitCustomResNet
 
 TOP = 5  # classes that are named of an image

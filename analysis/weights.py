@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError
-from images.class_folders import one_line
+from common.text import one_line
 from lightning_module import LitCustomResNet
 from training.resume import Checkpoint
 

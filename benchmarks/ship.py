@@ -27,9 +27,9 @@ from benchmarks.tables import README, RUNS, Run, by_kind, read_given, with_table
 from common import cli
 from common.errors import InputError
 from common.files import replacing
+from common.text import one_line
 from evaluate import evaluate
 from export import export, make_contiguous
-from images.class_folders import one_line
 
 MEASURED = ("test/acc", "test/acc_tta", "test/loss", "precision", "versions")
 

@@ -34,7 +34,7 @@ from common.errors import (
     show_traceback,
 )
 from common.files import expanded
-from images.class_folders import one_line
+from common.text import one_line
 from training.stop import StoppedError, handle_signals
 
 EXPECTED_WARNINGS = (

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.errors import InputError
+from common.text import one_line
 
 SPLITS = ("train", "val", "test")
 # Pillow goes by a file's content, whatever its name, and gives some formats to other
@@ -165,16 +166,6 @@ def what_is_wrong(folder: Path, cifar10: Sequence[str]) -> tuple[str, str | None
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder has any of the splits of an image folder."""
     return any(os.path.isdir(folder / split) for split in SPLITS)
-
-
-def one_line(text: object) -> str:
-    """Escape line breaks, control characters and bytes that are no characters."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-        else character
-        for character in str(text)
-    )
 
 
 def _composed(name: str) -> str:

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import replacing
+from common.text import one_line
 from config import IMAGE_SIZE
-from images.class_folders import FORMATS, Listing, fingerprint, one_line
+from images.class_folders import FORMATS, Listing, fingerprint
 
 log = logging.getLogger(__name__)
 

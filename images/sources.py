@@ -13,13 +13,13 @@ from torchvision.datasets import CIFAR10
 
 from common.errors import InputError
 from common.files import remove_leftovers
+from common.text import one_line
 from config import DEFAULT_DIR, Asked, Source
 from images import download
 from images.class_folders import (
     check_same_classes,
     is_image_folder,
     list_classes,
-    one_line,
     what_is_wrong,
 )
 from images.image_folder import load_images
