@@ -13,13 +13,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from common import environment
 from common.errors import InputError
 from common.files import expanded
 from config import DEFAULT_DIR, IMAGE_SIZE, Asked, Flip, PaddingMode
 from images import sources
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader, fits
+from machine import memory
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         border = 1 + 2 * self.augmentation.crop_padding / IMAGE_SIZE
         others = self.val_set[0].nbytes + self.test_set[0].nbytes
         needed = self.train_set[0].nbytes * border**2 + others
-        free = environment.free_memory(device)
+        free = memory.free_memory(device)
         if fits(needed, free):
             return False
         log.info(

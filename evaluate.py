@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from analysis.inference import WEIGHTS, load_model
-from common import cli, environment
+from common import cli
 from common.errors import InputError
 from common.files import expanded
 from common.text import one_line
@@ -26,6 +26,8 @@ from images import sources
 from images.loader import EvalLoader, fits
 from images.sources import Labelled
 from lightning_module import WITH_TTA, LitCustomResNet
+from machine import memory, provenance
+from machine.hardware import choose_hardware
 
 
 def evaluate(
@@ -66,7 +68,7 @@ def evaluate(
         raise InputError(
             f"--batch_size must be a whole number, at least 1, got {batch_size}"
         )
-    hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
+    hardware = choose_hardware(accelerator, 1, 1, "auto", precision)
     path = WEIGHTS if ckpt_path is None else expanded(ckpt_path)
     model = load_model(None if ckpt_path is None else path)
     model.hparams["tta"] = tta
@@ -77,7 +79,7 @@ def evaluate(
         labels,
         batch_size=batch_size,
         device=device,
-        on_host=not fits(images.nbytes, environment.free_memory(device)),
+        on_host=not fits(images.nbytes, memory.free_memory(device)),
     )
     torch.set_float32_matmul_precision("high")  # as in train.py
     trainer = pl.Trainer(
@@ -93,7 +95,7 @@ def evaluate(
         "images": len(labels),
         "classes": class_accuracies(model),
         "ckpt_path": str(path),
-        **environment.circumstances(hardware),
+        **provenance.circumstances(hardware),
     }
     print(json_format.dumps(results, indent=2) if json else table(results))
     return results

@@ -19,12 +19,13 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pytorch_lightning as pl
 import torch
 
-from common import cli, environment
-from common.environment import Hardware
+from common import cli
 from config import Config, configured
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
+from machine import memory, provenance
+from machine.hardware import Hardware, check_compiler, choose_hardware
 from training.callbacks import COLUMNS, History, TrainingClock
 from training.checks import check_images, check_processes
 from training.lr_finder import RangeTest, range_test
@@ -51,7 +52,7 @@ FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
 @configured(Config)
-@environment.giving_memory_back()
+@memory.giving_memory_back()
 def train(config: Config) -> dict[str, Any]:
     """Train the custom ResNet on CIFAR-10 and leave a run folder.
 
@@ -67,7 +68,7 @@ def train(config: Config) -> dict[str, Any]:
         StoppedError: A signal ended the training, which is saved.
     """
     started = time.perf_counter()
-    hardware = environment.choose_hardware(
+    hardware = choose_hardware(
         config.accelerator,
         config.devices,
         config.num_nodes,
@@ -76,10 +77,10 @@ def train(config: Config) -> dict[str, Any]:
     )
     check_processes(config, hardware.world_size, hardware.device.type)
     if config.compile:
-        environment.check_compiler(hardware.device)
+        check_compiler(hardware.device)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     if hardware.device.type == "cpu":
-        environment.keep_freed_memory()
+        memory.keep_freed_memory()
     with RunFolder(
         config.output_dir,
         config.name,
@@ -126,7 +127,7 @@ def train_in(
     show_start(layer_table(module.net), str(images), config)
     if not fast_dev_run:
         write_start(run, trainer, config, test)
-    circumstances = environment.circumstances(hardware)  # now: files may change
+    circumstances = provenance.circumstances(hardware)  # now: files may change
     try:
         trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
         tested: dict[str, Any] = {"test/loss": None, "test/acc": None}

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.weights import read_weights
-from common.environment import cuda_problem
 from common.errors import InputError, is_out_of_memory, show_traceback
 from common.text import one_line
 from datamodule import CIFAR10DataModule
 from images.image_folder import read_image
 from lightning_module import LitCustomResNet
+from machine.hardware import cuda_problem
 from training.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)

@@ -32,9 +32,10 @@ import pytorch_lightning as pl
 from benchmarks.lr_stability import measure
 from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
-from common import cli, environment
-from common.environment import Hardware
+from common import cli
 from config import Config
+from machine import memory, provenance
+from machine.hardware import Hardware, choose_hardware
 from train import build_module, load_images
 from training.lr_finder import pick
 
@@ -113,7 +114,7 @@ def lr_small(
         seeds: Number of seeds, from 0.
         curves_only: Do not train.
     """
-    environment.keep_freed_memory()
+    memory.keep_freed_memory()
     for plan in itertools.product(base_widths, range(seeds), batch_sizes, EPOCHS):
         base_width, seed, batch_size, data = plan
         setting = Setting(base_width, data, batch_size, seed)
@@ -144,7 +145,7 @@ def read_accuracies() -> dict[tuple[Setting, float], float]:
 
 def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
     """Train once and add a row."""
-    hardware = environment.choose_hardware("cpu", 1, 1, "auto", flags["precision"])
+    hardware = choose_hardware("cpu", 1, 1, "auto", flags["precision"])
     started = time.perf_counter()
     row = setting._asdict() | {
         "epochs": flags["max_epochs"],
@@ -152,7 +153,7 @@ def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
         "val/acc": round(accuracy(flags, hardware), 4),
         "seconds": round(time.perf_counter() - started, 1),
         "date": datetime.date.today().isoformat(),
-        **environment.circumstances(hardware),
+        **provenance.circumstances(hardware),
     }
     del row["command"]  # it would name a folder of this machine
     print(*(row[name] for name in (*setting._fields, "lr", "val/acc")), flush=True)

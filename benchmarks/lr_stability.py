@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from benchmarks.recipe import read_flags
-from common import cli, environment
+from common import cli
 from common.errors import InputError
 from config import Config
+from machine import provenance
+from machine.hardware import choose_hardware
 from train import load_images, settle_lr
 from training.lr_finder import RangeTest, pick
 
@@ -67,9 +69,7 @@ def lr_stability(
 def measure(flags: dict[str, Any]) -> dict[str, Any]:
     """One range test as `train` would run it: its curve and circumstances."""
     started = time.perf_counter()
-    hardware = environment.choose_hardware(
-        flags["accelerator"], 1, 1, "auto", flags["precision"]
-    )
+    hardware = choose_hardware(flags["accelerator"], 1, 1, "auto", flags["precision"])
     config = Config(**flags)
     images = load_images(config)
     _, test = settle_lr(config, images, hardware, None)
@@ -81,7 +81,7 @@ def measure(flags: dict[str, Any]) -> dict[str, Any]:
         "classes": len(images.classes),
         "lr_finder": flags["lr_finder"],
         "seconds": round(time.perf_counter() - started, 1),
-        **environment.circumstances(hardware),
+        **provenance.circumstances(hardware),
         "lrs": [float(f"{lr:.5g}") for lr in test.lrs],
         "losses": [float(f"{loss:.5g}") for loss in test.losses],
     }

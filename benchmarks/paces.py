@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.scale_run import RandomImages, noise
-from common import environment
-from common.environment import now
 from config import Config, Precision
 from custom_resnet import CustomResNet
+from machine import memory
+from machine.hardware import choose_hardware
+from machine.provenance import now
 from train import build_module
 from training.callbacks import History, TrainingClock
 from training.run_folder import RunFolder
@@ -93,9 +94,7 @@ def fit(setting: Setting, folder: Path, *others: Callback) -> TrainingClock:
         limit_train_batches=setting.steps,
         compile=setting.compile,
     )
-    hardware = environment.choose_hardware(
-        config.accelerator, 1, 1, "auto", config.precision
-    )
+    hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
     prepare(setting)
     images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=False)
     images.setup()
@@ -210,7 +209,7 @@ def prepare(setting: Setting) -> None:
     """What train.py sets before it trains."""
     torch.set_float32_matmul_precision("high")
     if setting.device == "cpu" and setting.keep_memory:
-        environment.keep_freed_memory()
+        memory.keep_freed_memory()
 
 
 PACES: dict[str, Callable[[Setting], float]] = {

@@ -39,10 +39,12 @@ from benchmarks.tables import (
     read_runs,
     results_table,
 )
-from common import cli, environment
+from common import cli
 from common.errors import InputError
 from config import Config
 from images.class_folders import is_image_folder
+from machine import provenance
+from machine.hardware import choose_hardware
 from train import FAST_DEV_LR, train
 from training.stop import StoppedError
 
@@ -179,10 +181,8 @@ def plain_flags() -> dict[str, Any]:
 
 def place(flags: dict[str, Any]) -> Run:
     """Device and precision of a recipe here, as in the rows on record."""
-    hardware = environment.choose_hardware(
-        flags["accelerator"], 1, 1, "auto", flags["precision"]
-    )
-    found = environment.circumstances(hardware)
+    hardware = choose_hardware(flags["accelerator"], 1, 1, "auto", flags["precision"])
+    found = provenance.circumstances(hardware)
     return {column: found[column] for column in ("device", "precision")}
 
 
@@ -191,13 +191,13 @@ def commit_of_code() -> str:
 
     The runs on record are a file of the project, which changes with every run.
     """
-    commit = environment.commit()
+    commit = provenance.commit()
     if not commit.endswith("-dirty"):
         return commit
     command = [
         "git",
         "-C",
-        str(environment.PROJECT),
+        str(provenance.PROJECT),
         "status",
         "--porcelain",
         "-uno",

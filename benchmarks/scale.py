@@ -28,7 +28,8 @@ import torch
 
 from benchmarks.rows import Row, add_row, read_rows
 from benchmarks.tables import with_table
-from common import cli, environment
+from common import cli
+from machine.hardware import choose_hardware
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -196,7 +197,7 @@ def scale(
         if processes is None:
             is_single = device == "cuda" and torch.cuda.device_count() < 2
             processes = (1,) if is_single else (1, 2)
-        environment.choose_hardware(device, max(processes), 1, "ddp", "auto")
+        choose_hardware(device, max(processes), 1, "ddp", "auto")
         fixed = {"images_per_epoch": images_per_epoch, "base_width": base_width}
         fixed |= {"on_host": on_host}
         growing = {"images": images, "epochs": epochs}

@@ -19,11 +19,12 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from common import cli, environment
-from common.environment import Hardware
+from common import cli
 from config import Config
 from datamodule import CIFAR10DataModule
 from images.sources import ImageSet
+from machine import memory, provenance
+from machine.hardware import Hardware, choose_hardware
 from train import build_module
 from training.callbacks import History, TrainingClock
 from training.run_folder import RunFolder
@@ -113,10 +114,10 @@ def scale_run(
         limit_train_batches=images_per_epoch // batch_size,
     )
     strategy = "auto" if processes == 1 else "ddp"
-    hardware = environment.choose_hardware(device, processes, 1, strategy, "auto")
+    hardware = choose_hardware(device, processes, 1, strategy, "auto")
     torch.set_float32_matmul_precision("high")
     if device == "cpu":
-        environment.keep_freed_memory()
+        memory.keep_freed_memory()
     data = RandomImages(images, batch_size, on_host=on_host)
     data.setup()
     trainer, clock, set_up = build(config, hardware, data, output_dir)
@@ -126,7 +127,7 @@ def scale_run(
         "fit_seconds": round(clock.seconds, 3),
         "images_trained": clock.images,
         **peaks(hardware.device),
-        **environment.circumstances(hardware),
+        **provenance.circumstances(hardware),
     }
     if trainer.is_global_zero:
         print(json.dumps(result))

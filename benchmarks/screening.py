@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.rows import add_row, read_rows
-from common import cli, environment
+from common import cli
 from common.errors import InputError
 from common.files import expanded, replacing
 from config import IMAGE_SIZE
@@ -38,6 +38,7 @@ from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
+from machine import provenance
 
 HELD_OUT = 10_000  # images
 SMOOTHING = 0.2
@@ -330,9 +331,9 @@ def screening(
         print(f"row {number}: {found}", flush=True)
         circumstances = {
             "date": datetime.date.today().isoformat(),
-            "device": environment.device_name(CPU),
-            "versions": environment.versions(),
-            "commit": environment.commit(),
+            "device": provenance.device_name(CPU),
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
         }
         settings = {"row": number, "epochs": epochs, "base_width": base_width}
         add_row(expanded(output), {**settings, **row, **found, **circumstances})

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 import custom_resnet
 from benchmarks.rows import add_row, read_rows
 from benchmarks.throughput import summary
-from common import cli, environment
-from common.environment import Hardware
+from common import cli
 from common.errors import InputError
 from custom_resnet import Conv2d
+from machine import memory, provenance
+from machine.hardware import Hardware
 
 SHAPES = ((512, 512, 3), (256, 512, 7))  # channels in, channels out, side
 
@@ -63,7 +64,7 @@ def small_maps(
     read_rows(Path(output), "convolution")  # a wrong file is refused before the work
     # Also those that the network leaves as they are.
     custom_resnet.SMALL_MAP = 1 + max(side for _, _, side in SHAPES)
-    environment.keep_freed_memory()
+    memory.keep_freed_memory()
     hardware = Hardware({"precision": precision}, torch.device("cpu"), 1)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     form: Any = {"dtype": dtype, "memory_format": torch.channels_last}
@@ -85,7 +86,7 @@ def small_maps(
             "one by one, ms": summary(one_by_one, 1),
             "side by side, ms": summary(side_by_side, 1),
             "ratio": summary([a / b for a, b in rounds], 2),
-            **environment.circumstances(hardware),
+            **provenance.circumstances(hardware),
         }
         add_row(Path(output), row)
         print(*(row[name] for name in ("isa", "precision", "convolution", "ratio")))

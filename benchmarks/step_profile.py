@@ -22,10 +22,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.paces import TRAIN_IMAGES, Setting, fit
 from benchmarks.throughput import summary
-from common import cli, environment
-from common.environment import now
+from common import cli
 from common.errors import InputError
 from config import Precision
+from machine import provenance
+from machine.hardware import choose_hardware
+from machine.provenance import now
 
 WARM_UP = 3  # steps
 ROWS = 20  # operations in the table
@@ -144,7 +146,7 @@ def step_profile(
         InputError: There is no such device, or there are too few images.
     """
     accelerator = "gpu" if device == "cuda" else "cpu"
-    hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
+    hardware = choose_hardware(accelerator, 1, 1, "auto", precision)
     settled: Precision = hardware.arguments["precision"]
     every = WARM_UP + 2 * steps
     if steps < 1 or every * batch_size > TRAIN_IMAGES:
@@ -158,7 +160,7 @@ def step_profile(
     profiler = StepProfiler(setting, steps)
     with tempfile.TemporaryDirectory() as folder:
         fit(setting, Path(folder), profiler)
-    text = page(profiler, environment.circumstances(hardware))
+    text = page(profiler, provenance.circumstances(hardware))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(output).write_text(f"# Where a training step's time goes\n\n{text}")
     print(text)

@@ -32,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.paces import DTYPES, PACES, TRAIN_IMAGES, Setting, operations
 from benchmarks.rows import add_row, read_rows
 from benchmarks.tables import with_table
-from common import cli, environment
-from common.environment import Hardware
+from common import cli
 from common.errors import InputError
 from config import Precision
+from machine import provenance
+from machine.hardware import Hardware, choose_hardware
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -82,7 +83,7 @@ def record(
     setting: Setting, paces: dict[str, list[float]], hardware: Hardware
 ) -> dict[str, Any]:
     """A measurement as a row of a CSV file."""
-    circumstances = environment.circumstances(hardware)
+    circumstances = provenance.circumstances(hardware)
     return {
         "date": datetime.date.today().isoformat(),
         **setting._asdict(),
@@ -153,7 +154,7 @@ def throughput(
     if output is not None:
         read_rows(Path(output), "steps")  # a wrong file is refused before the work
     accelerator = "gpu" if device == "cuda" else "cpu"
-    hardware = environment.choose_hardware(accelerator, 1, 1, "auto", precision)
+    hardware = choose_hardware(accelerator, 1, 1, "auto", precision)
     settled: Precision = hardware.arguments["precision"]
     if settled not in DTYPES:
         raise InputError(

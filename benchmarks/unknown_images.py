@@ -44,7 +44,7 @@ from analysis.inference import (
     probabilities,
 )
 from benchmarks.rows import add_row, read_rows
-from common import cli, environment
+from common import cli
 from common.errors import InputError
 from config import Asked
 from datamodule import stratified_split
@@ -52,6 +52,8 @@ from images import sources
 from images.sources import ImageSet
 from images.synthetic import SHAPES, draw_shapes
 from lightning_module import LitCustomResNet
+from machine import provenance
+from machine.hardware import Hardware
 from training.resume import Checkpoint, read_checkpoint
 
 REFUSED = 0.05  # share of the known images that a threshold may refuse
@@ -241,14 +243,14 @@ def unknown_images(
     model, checkpoint = load_model(path), read_checkpoint(path, to_resume=False)
     images = sources.load(sources.fetch(data, Path(data_dir)), Path(data_dir))
     chosen = choose_images(checkpoint, images, limit, seed)
-    cpu = environment.Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
+    cpu = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
     shared = {
         "date": datetime.date.today().isoformat(),
         "n_classes": len(checkpoint["hyper_parameters"]["classes"]),
         "base_width": model.hparams["base_width"],
         "epochs": checkpoint["epoch"] + 1,
         "label_smoothing": model.hparams["label_smoothing"],
-        **environment.circumstances(cpu),
+        **provenance.circumstances(cpu),
     }
     rows = [row | shared for row in compare(model, chosen)]
     for row in rows:

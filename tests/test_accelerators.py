@@ -23,14 +23,19 @@ import train
 from analysis.figures import confusion_figure
 from analysis.inference import ask, grad_cam, settle_device
 from benchmarks import scale, step_profile
-from common import cli, environment
-from common.environment import choose_hardware
+from common import cli
 from common.errors import InputError
 from config import Config
 from evaluate import evaluate
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 from lightning_module import LitCustomResNet
+from machine.hardware import (
+    NEEDS_SCRIPT,
+    choose_hardware,
+    cuda_problem,
+    resolve_precision,
+)
 from run_files import LAST
 from training.callbacks import FiniteLoss, History
 
@@ -208,7 +213,7 @@ def test_confusion_is_drawn_without_float64_on_the_device(
 
 def test_a_mac_has_no_double_precision() -> None:
     with pytest.raises(InputError, match="--precision 64-true is not possible on a Ma"):
-        environment.resolve_precision("64-true", MPS)
+        resolve_precision("64-true", MPS)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -356,7 +361,7 @@ def test_gpus_that_pytorch_has_code_for(
     capability: tuple[int, int], expected: str | None, machine: Machine
 ) -> None:
     machine(capability=capability)
-    found = environment.cuda_problem()
+    found = cuda_problem()
     assert found is None if expected is None else expected in str(found)
 
 
@@ -365,7 +370,7 @@ def test_a_gpu_that_is_newer_than_pytorch(
 ) -> None:
     machine(capability=(10, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a"])
-    found = str(environment.cuda_problem())
+    found = str(cuda_problem())
     assert found.endswith("for 8.0, 9.0 only; install a newer PyTorch")
 
 
@@ -456,8 +461,8 @@ def test_interactive_python_refuses_several_processes() -> None:
     said = re.findall(r"InputError: (.*)", done.stderr)
     asked = "--accelerator cpu --devices 2 --strategy"
     assert said == [
-        f"{asked} auto: {environment.NEEDS_SCRIPT}",
-        f"{asked} ddp: {environment.NEEDS_SCRIPT}",
+        f"{asked} auto: {NEEDS_SCRIPT}",
+        f"{asked} ddp: {NEEDS_SCRIPT}",
     ]
     assert [path for path in Path.cwd().iterdir() if path.name != "home"] == []
 

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from common import environment
 from common.errors import InputError
 from datamodule import CIFAR10DataModule, channel_statistics, stratified_split
 from images.loader import EvalLoader
+from machine import memory
 from run_files import assert_same, weights
 
 LABELS = torch.arange(1000) % 10
@@ -207,7 +207,7 @@ def test_images_that_do_not_fit_stay_in_host_memory(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     needed = 3 * (108 * 40 * 40 + 42 * 32 * 32)  # with a border of 4 for training
-    monkeypatch.setattr(environment, "free_memory", lambda _: 2 * needed - missing)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 2 * needed - missing)
     data.trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False
     )
@@ -226,7 +226,7 @@ def test_the_line_about_host_memory(
 ) -> None:
     pixel = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)  # in the place of them all
     data.train_set = pixel.expand(10**6, 32, 32, 3), torch.zeros(10**6)
-    monkeypatch.setattr(environment, "free_memory", lambda _: 8 * 2**30)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 8 * 2**30)
     with caplog.at_level(logging.INFO, "datamodule"):
         assert data.stays_on_host(torch.device("cuda", 1))
     assert told(caplog) == [
@@ -241,7 +241,7 @@ def test_a_run_from_host_memory_ends_with_the_same_weights(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     quick_train(lr="auto", lr_steps=40)
-    monkeypatch.setattr(environment, "free_memory", lambda _: 0)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 0)
     with caplog.at_level(logging.INFO, "datamodule"):
         quick_train(lr="auto", lr_steps=40, name="host")
     assert len(told(caplog)) == 1

@@ -34,7 +34,7 @@ from lightning_module import LitCustomResNet
 from run_files import LAST
 
 PROJECT = Path(__file__).resolve().parent.parent
-ROOMS = ("analysis", "common", "images", "training")
+ROOMS = ("analysis", "common", "images", "machine", "training")
 PAGES = {
     path.name: path.read_text(encoding="utf-8")
     for path in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from common import environment
 from config import PaddingMode
 from images import loader
 from images.augmentation import Augmentation, pad
 from images.loader import Batch, EvalLoader, TrainLoader, ahead, fits
+from machine import memory
 
 CPU = torch.device("cpu")
 # Image k is all of value k, so that it can be told from its pixels.
@@ -140,7 +140,7 @@ def test_a_batch_smaller_than_the_processes_is_joined_to_another() -> None:
 def test_images_may_take_half_of_a_device() -> None:
     assert fits(5, free=10)
     assert not fits(6, free=10)
-    assert fits(10**15, environment.free_memory(CPU))
+    assert fits(10**15, memory.free_memory(CPU))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -229,9 +229,9 @@ def test_host_memory_feeds_a_gpu_the_same_batches() -> None:
 @pytest.mark.gpu
 def test_free_memory_of_a_gpu_counts_what_pytorch_does_not_use() -> None:
     device = torch.device("cuda", 0)
-    before = environment.free_memory(device)
+    before = memory.free_memory(device)
     assert 0 < before < math.inf
     held = torch.empty(2**28, dtype=torch.uint8, device=device)
-    assert before - environment.free_memory(device) == pytest.approx(2**28, rel=0.1)
+    assert before - memory.free_memory(device) == pytest.approx(2**28, rel=0.1)
     del held  # PyTorch keeps it for the next one
-    assert environment.free_memory(device) == pytest.approx(before, rel=0.01)
+    assert memory.free_memory(device) == pytest.approx(before, rel=0.01)

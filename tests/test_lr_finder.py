@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.environment import Hardware
 from common.errors import InputError
 from config import Config
 from datamodule import CIFAR10DataModule
 from images.loader import Batch
 from lightning_module import LitCustomResNet
+from machine.hardware import Hardware
 from train import settle_lr
 from training import lr_finder
 from training.lr_finder import (

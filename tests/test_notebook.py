@@ -53,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the notebook needs, in a folder to write to; it starts in its own."""
     for path in (*PROJECT.glob("*.py"), PROJECT / "requirements.txt"):
         shutil.copy(path, tmp_path)
-    for room in ("analysis", "common", "images", "training"):
+    for room in ("analysis", "common", "images", "machine", "training"):
         shutil.copytree(PROJECT / room, tmp_path / room)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")

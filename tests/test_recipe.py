@@ -23,11 +23,12 @@ from benchmarks.tables import (
     results_table,
     values,
 )
-from common import cli, environment
+from common import cli
 from common.errors import InputError
 from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
+from machine import provenance
 from record import SMALL, runs_of, write_recipe
 from train import train
 from training.run_folder import RunFolder
@@ -161,13 +162,13 @@ def test_results_and_pages_do_not_make_a_commit_dirty(
     git("init")
     git("add", *files)
     git("commit", "-m", "all")
-    for module in (script, environment):
+    for module in (script, provenance):
         monkeypatch.setattr(module, "PROJECT", tmp_path)
-    clean = environment.commit()
+    clean = provenance.commit()
     assert commit_of_code() == clean
     for name in files[:2]:
         (tmp_path / name).write_text("more")
-    assert environment.commit() == f"{clean}-dirty"
+    assert provenance.commit() == f"{clean}-dirty"
     assert commit_of_code() == clean
     (tmp_path / files[2]).write_text("more")
     assert commit_of_code() == f"{clean}-dirty"

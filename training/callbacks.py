@@ -17,11 +17,11 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from analysis.figures import Row, confusion_figure, own_style
-from common.environment import now
 from common.errors import DivergedError
 from common.files import replacing
 from config import IMAGE_SIZE
 from custom_resnet import CustomResNet
+from machine.provenance import now
 
 COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc")
 GRID_IMAGES = 64  # augmented training images in TensorBoard

@@ -8,9 +8,9 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from common.environment import Hardware
 from config import Config
 from datamodule import CIFAR10DataModule
+from machine.hardware import Hardware
 from training.callbacks import (
     FiniteLoss,
     History,

@@ -1,21 +1,10 @@
-"""What the run stands on: device, precision, versions, commit."""
+"""What trains: devices, processes, precision, and whether they can be used."""
 
-import contextlib
-import ctypes
-import gc
 import logging
-import math
-import platform
 import re
-import shlex
 import shutil
-import subprocess
 import sys
-import threading
-import time
 import warnings
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +22,10 @@ from config import Precision
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "tensorboard")
-PROJECT = Path(__file__).resolve().parent.parent
 NEEDS_SCRIPT = (
     "several processes are started from a script, not forked, spawned or from "
     "interactive Python; use python train.py --devices 2 --strategy ddp, or one device"
 )
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65536  # likewise
-MEMORY_IS_KEPT = threading.Event()  # by `keep_freed_memory`
 
 
 class Hardware(NamedTuple):
@@ -219,39 +203,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return "32-true"
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones.
-
-    By itself it gives every large block back and asks for it anew, and each step of a
-    training on a CPU pays for the page faults of its activations: docs/speed.md. Other
-    C libraries are left alone.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
-        MEMORY_IS_KEPT.set()
-
-
-@contextlib.contextmanager
-def giving_memory_back() -> Iterator[None]:
-    """Undo `keep_freed_memory` at the end, and give back what nothing uses any more.
-
-    Whoever calls `train` in a program of their own may need the memory for other
-    things.
-    """
-    try:
-        yield
-    finally:
-        if MEMORY_IS_KEPT.is_set():
-            MEMORY_IS_KEPT.clear()
-            libc = ctypes.CDLL(None)
-            libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
-            libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
-            gc.collect()  # a Trainer and its callbacks know each other
-            libc.malloc_trim(0)
-
-
 def check_compiler(device: torch.device) -> None:
     """Make sure that torch.compile works here, before anything is trained.
 
@@ -268,65 +219,3 @@ def check_compiler(device: torch.device) -> None:
             f"--compile: torch.compile does not work here ({reason}); install a C++ "
             "compiler such as g++, or leave it out"
         ) from None
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that new tensors may take; infinity where PyTorch cannot say."""
-    if device.type != "cuda":
-        return math.inf
-    free, _ = torch.cuda.mem_get_info(device)
-    # What PyTorch has taken from the device and uses for nothing is free as well.
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + idle
-
-
-def circumstances(hardware: Hardware) -> dict[str, str]:
-    """What a result depends on beside its settings, to be kept with it."""
-    return {
-        "device": device_name(hardware.device),
-        "precision": str(hardware.arguments["precision"]),
-        "versions": versions(),
-        "commit": commit(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the processor that trains, with the threads of a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        processor = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-        return f"{processor}, {torch.get_num_threads()} threads"
-    return device.type
-
-
-def versions() -> str:
-    """Versions of Python and of the packages that shape a result."""
-    packages = [f"{package} {version(package)}" for package in PACKAGES]
-    return ", ".join([f"python {platform.python_version()}", *packages])
-
-
-def commit() -> str:
-    """The project's commit, "-dirty" behind it when files differ; else "unknown"."""
-    try:
-        if Path(_git("rev-parse", "--show-toplevel")) != PROJECT:
-            return "unknown"  # an exported tree inside somebody else's repository
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PROJECT), *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
-
-
-def now(device: torch.device | str) -> float:
-    """Seconds on a clock, read when the device has done what was asked of it."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import environment
-from common.environment import choose_hardware, resolve_precision
 from common.errors import InputError
+from machine import provenance
+from machine.hardware import choose_hardware, resolve_precision
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -53,9 +53,9 @@ def test_hardware_counts_its_processes() -> None:
 
 
 def test_versions_name_what_is_installed() -> None:
-    assert f"torch {torch.__version__.split('+')[0]}" in environment.versions()
+    assert f"torch {torch.__version__.split('+')[0]}" in provenance.versions()
     python = ".".join(map(str, sys.version_info[:3]))
-    assert environment.versions().startswith(f"python {python}, ")
+    assert provenance.versions().startswith(f"python {python}, ")
 
 
 def test_commit_of_a_checkout_and_of_an_exported_tree(
@@ -63,21 +63,21 @@ def test_commit_of_a_checkout_and_of_an_exported_tree(
 ) -> None:
     if shutil.which("git") is None:
         pytest.skip("needs git")
-    monkeypatch.setattr(environment, "PROJECT", tmp_path.resolve())
-    assert environment.commit() == "unknown"
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path.resolve())
+    assert provenance.commit() == "unknown"
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init"], [*identity, "commit", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True, text=True)
-    assert re.fullmatch("[0-9a-f]{40}", environment.commit())
+    assert re.fullmatch("[0-9a-f]{40}", provenance.commit())
     inner = tmp_path / "exported"
     inner.mkdir()
-    monkeypatch.setattr(environment, "PROJECT", inner.resolve())
-    assert environment.commit() == "unknown"
+    monkeypatch.setattr(provenance, "PROJECT", inner.resolve())
+    assert provenance.commit() == "unknown"
 
 
 def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert environment.commit() == "unknown"
+    assert provenance.commit() == "unknown"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
@@ -85,7 +85,6 @@ def test_freed_memory_is_kept() -> None:
     script = """
 import resource
 import torch
-from common import environment
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -97,8 +96,8 @@ def taken():
     return pages * resource.getpagesize() >> 20
 
 print(min(faults() for _ in range(3)))
-with environment.giving_memory_back():
-    environment.keep_freed_memory()
+with memory.giving_memory_back():
+    memory.keep_freed_memory()
     print(min(faults() for _ in range(3)))
     tensors = [torch.ones(2**22) for _ in range(16)]
     used = torch.ones(2**22)  # above them
@@ -108,7 +107,7 @@ print(kept - taken())
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=environment.PROJECT,
+        cwd=provenance.PROJECT,
         capture_output=True,
         text=True,
         check=True,

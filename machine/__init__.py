@@ -1,0 +1,3 @@
+"""What programs run on."""
+
+import common  # noqa: F401  # before Lightning
