@@ -448,8 +448,8 @@ def test_interactive_python_refuses_several_processes() -> None:
     lines = [
         f"import sys; sys.path.insert(0, {str(PROJECT)!r})",
         "from train import train",
-        "train('cpu', 2)",
-        "train('cpu', 2, strategy='ddp')",
+        "train(accelerator='cpu', devices=2)",
+        "train(accelerator='cpu', devices=2, strategy='ddp')",
     ]
     done = subprocess.run(
         [sys.executable, "-i", "-q"],

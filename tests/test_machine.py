@@ -1,4 +1,4 @@
-"""Device, precision, versions, commit."""
+"""Device, precision, memory, versions, commit."""
 
 import os
 import platform
@@ -85,6 +85,7 @@ def test_freed_memory_is_kept() -> None:
     script = """
 import resource
 import torch
+from machine import memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
