@@ -84,6 +84,7 @@ def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_freed_memory_is_kept() -> None:
     script = """
 import resource
+import pytorch_lightning  # as in a training
 import torch
 from machine import memory
 
