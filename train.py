@@ -19,6 +19,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pytorch_lightning as pl
 import torch
 
+from analysis.results import write_end, write_report, write_start
 from common import cli
 from config import Config, configured
 from custom_resnet import layer_table
@@ -37,13 +38,7 @@ from training.resume import (
 )
 from training.run_folder import RunFolder
 from training.stop import StoppedError
-from training.summary import (
-    show_end,
-    show_start,
-    write_end,
-    write_report,
-    write_start,
-)
+from training.terminal import show_end, show_start
 from training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -102,7 +97,7 @@ def train_in(
         hardware: What to train on.
         started: When the run began, in seconds of `time.perf_counter`.
     """
-    fast_dev_run = config.fast_dev_run
+    is_trial = bool(config.fast_dev_run)
     checkpoint, saved = find_checkpoint(run, config)
     images = load_images(config)
     config = replace(
@@ -115,32 +110,44 @@ def train_in(
     check_images(config, images.sizes(), hardware.world_size)
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
-    if not fast_dev_run:
+    if not is_trial:
         run.create()
     lr, test = settle_lr(config, images, hardware, saved)
     config = replace(config, lr=lr)
     module = build_module(config, images)
-    if not fast_dev_run:
+    if not is_trial:
         run.clear(overwrite=config.overwrite)
-    history, clock = History(None if fast_dev_run else run.metrics_csv), TrainingClock()
+    history, clock = History(None if is_trial else run.metrics_csv), TrainingClock()
     trainer = build_trainer(config, hardware, run, images, history, clock, saved)
     show_start(layer_table(module.net), str(images), config)
-    if not fast_dev_run:
+    if not is_trial:
         write_start(run, trainer, config, test)
-    circumstances = provenance.circumstances(hardware)  # now: files may change
+    origin = provenance.circumstances(hardware)  # now: files may change
     try:
         trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
         tested: dict[str, Any] = {"test/loss": None, "test/acc": None}
-        if config.limit_test_batches or fast_dev_run:
+        if config.limit_test_batches or is_trial:
             tested |= trainer.test(module, datamodule=images, verbose=False)[0]
     except StoppedError as stop:
         stop.checkpoints = run.newest_checkpoints()
         raise
+    metrics = {name: history.rows[-1].get(name) for name in COLUMNS} | tested
+    metrics |= figures_of(trainer, config, clock, started) | origin
+    if not is_trial:
+        write_end(run, trainer, config, metrics, history.rows)
+        if config.report and config.limit_test_batches:
+            write_report(run, trainer, images)
+        trainer.loggers[0].finalize("success")
+    show_end(metrics, images, None if is_trial else run.path)
+    return metrics
 
-    metrics: dict[str, Any] = {name: history.rows[-1].get(name) for name in COLUMNS}
-    metrics |= {
-        **tested,
-        "max_lr": lr,
+
+def figures_of(
+    trainer: pl.Trainer, config: Config, clock: TrainingClock, started: float
+) -> dict[str, Any]:
+    """What metrics.json holds of a training beside loss and accuracy."""
+    return {
+        "max_lr": config.lr,
         "epochs": trainer.current_epoch,
         # The whole of this process so far: data, range test, training and tests.
         "seconds": round(time.perf_counter() - started, 1),
@@ -150,15 +157,7 @@ def train_in(
         "fit_seconds": round(clock.seconds, 3),
         "images_per_second": clock.images_per_second(),
         "seed": config.seed,
-        **circumstances,
     }
-    if not fast_dev_run:
-        write_end(run, trainer, config, metrics, history.rows)
-        if config.report and config.limit_test_batches:
-            write_report(run, trainer, images)
-        trainer.loggers[0].finalize("success")
-    show_end(metrics, images, None if fast_dev_run else run.path)
-    return metrics
 
 
 def find_checkpoint(

@@ -95,7 +95,7 @@ def make_findings(*, mistakes: int = 3) -> Findings:
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     records = caplog.records
-    return [record.message for record in records if record.name.startswith("training")]
+    return [record.message for record in records if record.name.startswith("analysis")]
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_missing_package_is_a_line_and_no_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with caplog.at_level(logging.INFO, "training.summary"):
+    with caplog.at_level(logging.INFO, "analysis.results"):
         quick_train(max_epochs=1)
     assert messages(caplog)[0] == (
         "no report.html: it needs jinja2; pip install -r requirements-extras.txt"
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
         raise OSError("network drive is gone")
 
     monkeypatch.setattr("analysis.report.load_model", fail)
-    with caplog.at_level(logging.INFO, "training.summary"):
+    with caplog.at_level(logging.INFO, "analysis.results"):
         metrics = quick_train(max_epochs=1)
     assert messages(caplog)[0] == "no report.html: network drive is gone"
     assert json.loads((RUN / "metrics.json").read_text()) == metrics

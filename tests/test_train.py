@@ -21,7 +21,7 @@ from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from train import train
-from training.summary import warn_of_guessing
+from training.terminal import warn_of_guessing
 from training.trainer import exponential_average
 
 Train = Callable[..., dict[str, Any]]
