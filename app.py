@@ -13,7 +13,7 @@ import tempfile
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from analysis.inference import load_model, settle_device
+from analysis.loading import load_model, settle_device
 from analysis.report import open_run, read_run
 from common import cli
 from common.errors import InputError

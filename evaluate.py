@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from analysis.inference import WEIGHTS, load_model
+from analysis.loading import WEIGHTS, load_model
 from common import cli
 from common.errors import InputError
 from common.files import expanded

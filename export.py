@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from analysis.inference import WEIGHTS, load_model, probabilities, read_trained
+from analysis.inference import probabilities
+from analysis.loading import WEIGHTS, load_model, read_trained
 from analysis.weights import round_weights, save_weights
 from common import cli
 from common.errors import InputError

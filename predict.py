@@ -15,17 +15,17 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from analysis.explanation import grad_cam
 from analysis.figures import explanation
 from analysis.inference import (
     BATCH_SIZE,
     Prediction,
     ask,
     classify,
-    grad_cam,
     is_known,
-    load_model,
     read_images,
 )
+from analysis.loading import load_model
 from common import cli
 from common.errors import InputError
 from common.files import expanded

@@ -8,7 +8,7 @@ train.py does the same at the end of a run.
 from pathlib import Path
 from typing import Literal
 
-from analysis.inference import settle_device
+from analysis.loading import settle_device
 from analysis.report import examine_run, read_run, write_report
 from common import cli
 from common.files import expanded

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from analysis.inference import ask, confident_mistakes, grad_cam
+from analysis.explanation import grad_cam
+from analysis.inference import ask
 from lightning_module import LitCustomResNet
 
 BINS = 15  # of the calibration, as in arXiv 1706.04599
@@ -75,18 +77,16 @@ def examine(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Findings:
     classes = list(model.hparams["classes"])
     shares = ask(model, images.permute(0, 3, 1, 2))
     surest, said = shares.max(dim=1)
-    pairs = labels * len(classes) + said
-    counts = pairs.bincount(minlength=len(classes) ** 2)
     return Findings(
         classes,
-        counts.view(len(classes), len(classes)),
+        multiclass_confusion_matrix(said, labels, len(classes)),
         calibrate(surest, said == labels),
         _mistakes(model, images, labels, shares),
     )
 
 
 def calibrate(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibration:
-    """Compare confidence with accuracy.
+    """Compare confidence with accuracy; torchmetrics gives the error without the bins.
 
     Args:
         confidence: float (N,), probability of the predicted class, above 0.
@@ -102,6 +102,22 @@ def calibrate(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibrat
     right = place.bincount(correct.double(), minlength=bins) / at_least_one
     ece = (counts * (sure - right).abs()).sum() / counts.sum()
     return Calibration(counts, sure, right, ece.item())
+
+
+def confident_mistakes(shares: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Which images are put into a wrong class, the surest first.
+
+    Args:
+        shares: float32 (N, C), as `ask` gives them.
+        labels: int64 (N,), the true classes.
+        count: How many at most.
+
+    Returns:
+        int64 (M,), positions of the M <= `count` images.
+    """
+    surest, said = shares.max(dim=1)
+    order = surest.argsort(descending=True, stable=True)
+    return order[said[order] != labels[order]][:count]
 
 
 def _mistakes(

@@ -7,15 +7,10 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
+from analysis.explanation import grad_cam
 from analysis.figures import explanation
-from analysis.inference import (
-    ask,
-    classify,
-    confident_mistakes,
-    grad_cam,
-    is_known,
-    read_images,
-)
+from analysis.findings import confident_mistakes
+from analysis.inference import ask, classify, is_known, read_images
 from analysis.report import percent
 from common.errors import InputError
 from common.text import one_line

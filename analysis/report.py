@@ -20,7 +20,7 @@ from PIL import Image
 from analysis import figures
 from analysis.figures import Row
 from analysis.findings import Findings, Mistake, examine
-from analysis.inference import check_same_images, load_model
+from analysis.loading import check_same_images, load_model
 from common.errors import InputError
 from common.files import expanded, replacing
 from custom_resnet import CustomResNet

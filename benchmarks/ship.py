@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.inference import WEIGHTS, load_model, read_trained
+from analysis.loading import WEIGHTS, load_model, read_trained
 from analysis.weights import read_weights, save_weights
 from benchmarks.tables import README, RUNS, Run, by_kind, read_given, with_table
 from common import cli

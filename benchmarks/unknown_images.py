@@ -36,13 +36,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.inference import (
-    entropy,
-    is_known,
-    load_model,
-    logits,
-    probabilities,
-)
+from analysis.inference import entropy, is_known, logits, probabilities
+from analysis.loading import load_model
 from benchmarks.rows import add_row, read_rows
 from common import cli
 from common.errors import InputError

@@ -20,8 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_resnet
 import train
+from analysis.explanation import grad_cam
 from analysis.figures import confusion_figure
-from analysis.inference import ask, grad_cam, settle_device
+from analysis.inference import ask
+from analysis.loading import settle_device
 from benchmarks import scale, step_profile
 from common import cli
 from common.errors import InputError

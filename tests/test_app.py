@@ -25,8 +25,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 import predict
+from analysis.explanation import grad_cam
 from analysis.figures import explanation
-from analysis.inference import ask, grad_cam, load_model
+from analysis.inference import ask
+from analysis.loading import load_model
 from analysis.report import open_run, read_run
 from common.errors import InputError
 from train import train

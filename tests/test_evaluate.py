@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import evaluate
-from analysis import inference
-from analysis.inference import load_model, logits
+from analysis import loading
+from analysis.inference import logits
+from analysis.loading import load_model
 from datamodule import CIFAR10DataModule
 from run_files import LAST
 from train import train
@@ -104,7 +105,7 @@ def test_the_default_weights(
 ) -> None:
     flags: dict[str, Any] = {"data_dir": str(image_folder), "accelerator": "cpu"}
     named = evaluate.evaluate(str(checkpoint), **flags)
-    for module in (inference, evaluate):
+    for module in (loading, evaluate):
         monkeypatch.setattr(module, "WEIGHTS", checkpoint)
     assert evaluate.evaluate(**flags) == named
 
@@ -141,7 +142,7 @@ def test_bad_input_is_one_line(
     shutil.copytree(image_folder, "torn")
     shutil.rmtree("torn/test/red")
     Path("torn/test/red").mkdir()
-    monkeypatch.setattr(inference, "WEIGHTS", Path("no.ckpt"))
+    monkeypatch.setattr(loading, "WEIGHTS", Path("no.ckpt"))
     capsys.readouterr()
     assert run(["--accelerator", "cpu", *arguments], monkeypatch) == 2
     out, err = capsys.readouterr()

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 import export
-from analysis.inference import ask, load_model
+from analysis.inference import ask
+from analysis.loading import load_model
 from common.errors import InputError
 from lightning_module import LitCustomResNet
 from run_files import LAST, weights

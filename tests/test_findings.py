@@ -7,8 +7,9 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
+from analysis.explanation import grad_cam
 from analysis.findings import BINS, MISTAKES, calibrate, examine
-from analysis.inference import ask, grad_cam, logits
+from analysis.inference import ask, logits
 from lightning_module import LitCustomResNet
 
 CLASSES = ("ant", "bee", "cat")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.inference import load_model, logits, read_images
+from analysis.inference import logits, read_images
+from analysis.loading import load_model
 from archive_server import Server
 from conftest import CLASSES
 from published import CLASSES as CIFAR10_CLASSES

@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from analysis.inference import (
-    ask,
-    confident_mistakes,
-    grad_cam,
-    load_model,
-    logits,
-    probabilities,
-)
+from analysis.explanation import grad_cam
+from analysis.findings import confident_mistakes
+from analysis.inference import ask, logits, probabilities
+from analysis.loading import load_model
 from common.errors import InputError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet

@@ -15,16 +15,10 @@ import torch
 from PIL import Image
 
 import predict
-from analysis import inference
-from analysis.inference import (
-    ask,
-    classify,
-    entropy,
-    grad_cam,
-    is_known,
-    load_model,
-    probabilities,
-)
+from analysis import inference, loading
+from analysis.explanation import grad_cam
+from analysis.inference import ask, classify, entropy, is_known, probabilities
+from analysis.loading import load_model
 from images.image_folder import to_pixels
 from train import train
 
@@ -316,7 +310,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 def test_without_weights_a_checkpoint_is_asked_for(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "WEIGHTS", Path("weights/no.safetensors"))
+    monkeypatch.setattr(loading, "WEIGHTS", Path("weights/no.safetensors"))
     done = command("a.png", "--ckpt_path", "null")
     assert done.code == 2
     assert "give --ckpt_path FILE" in done.err

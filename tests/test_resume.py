@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis.inference import WEIGHTS
+from analysis.loading import WEIGHTS
 from common.errors import InputError
 from run_files import BEST, LAST, STEP, Payload, assert_same, rows, weights
 from training.callbacks import RunProgressBar

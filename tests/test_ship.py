@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from analysis.inference import WEIGHTS, load_model
+from analysis.loading import WEIGHTS, load_model
 from analysis.weights import read_weights
 from benchmarks import ship as script
 from benchmarks.ship import median_run, ship, weights_table

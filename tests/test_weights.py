@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from analysis.inference import load_model, logits, read_trained
+from analysis.inference import logits
+from analysis.loading import load_model, read_trained
 from analysis.weights import compact, read_weights, round_weights, save_weights
 from common.errors import InputError
 from export import export

@@ -1,0 +1,107 @@
+"""A trained network from a file, and where it is to work."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from analysis.weights import read_weights
+from common.errors import InputError, is_out_of_memory
+from common.text import one_line
+from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
+from machine.hardware import cuda_problem
+from training.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetensors"
+
+
+def load_model(path: Path | None = None) -> LitCustomResNet:
+    """The network of a checkpoint, on the CPU, ready for `ask` and `grad_cam`.
+
+    Args:
+        path: A checkpoint that train.py wrote, or weights that export.py wrote; None
+            for those that come with the project.
+
+    Raises:
+        InputError: It is not there, damaged, or of something else.
+    """
+    if path is None and not WEIGHTS.is_file():
+        raise InputError(
+            f"{WEIGHTS}: no such file, so there are no default weights; give "
+            "--ckpt_path FILE, a checkpoint that train.py has written"
+        )
+    path = path or WEIGHTS
+    if not path.is_file():
+        raise InputError(
+            f"--ckpt_path {one_line(path)}: no such file; give a checkpoint that "
+            "train.py has written"
+        )
+    saved = read_trained(path)
+    try:
+        module = LitCustomResNet(**saved["hyper_parameters"])
+        module.load_state_dict(saved["state_dict"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"--ckpt_path {path}: the weights do not fit the network; give a "
+            "checkpoint of this version of the project"
+        ) from None
+    return module.eval().requires_grad_(False)
+
+
+def read_trained(path: Path) -> Checkpoint:
+    """The content of a checkpoint, or of weights that export.py wrote.
+
+    Raises:
+        InputError: It is damaged, or of something else.
+    """
+    if path.suffix == WEIGHTS_SUFFIX:
+        return read_weights(path)
+    return read_checkpoint(path, to_resume=False)
+
+
+def check_same_images(
+    model: LitCustomResNet, images: CIFAR10DataModule, path: Path
+) -> None:
+    """Make sure that a network was trained with images of this source.
+
+    Args:
+        model: As `load_model` gives it.
+        images: The data module, set up.
+        path: The network's checkpoint, for the message.
+
+    Raises:
+        InputError: Their classes, mean or standard deviation are others.
+    """
+    for name in ("classes", "mean", "std"):
+        if list(model.hparams[name]) != list(getattr(images, name)):
+            raise InputError(
+                f"--data_dir {images.data_dir}: the {name} of the images are not those "
+                f"that {path} was trained with; put its images there"
+            )
+
+
+def settle_device(name: str) -> torch.device:
+    """The device of `--device`, where a network is to be.
+
+    Args:
+        name: Its type; "auto" for a GPU where there is one that can be used.
+
+    Raises:
+        InputError: It is not there, or cannot be used.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    here = ["cpu"] if found is None else [found.type, "cpu"]
+    if name not in ("auto", *here):
+        raise InputError(f"--device {name} is not there; give {' or '.join(here)}")
+    chosen = here[0] if name == "auto" else name
+    if chosen == "cuda" and (problem := cuda_problem()):
+        if name == "cuda":
+            raise InputError(f"--device cuda: {problem}, or give --device cpu")
+        log.warning(f"going on without the GPU: {problem}")
+        chosen = "cpu"
+    return torch.device(chosen)
