@@ -7,7 +7,7 @@ python evaluate.py --help
 """
 
 import json as json_format
-from typing import Any, Literal
+from typing import Any
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
@@ -21,7 +21,7 @@ from common import cli
 from common.errors import InputError
 from common.files import expanded
 from common.text import one_line
-from config import DEFAULT_DIR, Asked, Precision, Tta
+from config import DEFAULT_DIR, Accelerator, Asked, Precision, Tta
 from images import sources
 from images.loader import EvalLoader, fits
 from images.sources import Labelled
@@ -37,7 +37,7 @@ def evaluate(
     split_dir: str | None = None,
     tta: Tta = "none",
     json: bool = False,
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto",
+    accelerator: Accelerator = "auto",
     precision: Precision = "32-true",
     batch_size: int = 512,
 ) -> dict[str, Any]:

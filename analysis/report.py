@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,14 +23,14 @@ from analysis.figures import Row
 from analysis.findings import Findings, Mistake, examine
 from analysis.loading import check_same_images, load_model
 from common.errors import InputError
-from common.files import expanded, replacing
+from common.files import replacing
+from config import Config
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("config.yaml", "metrics.json", "metrics.csv", "checkpoints/last.ckpt")
-CONFIG = ("data", "data_dir", "batch_size", "val_size", "seed", "lr", "base_width")
 METRICS = (
     *(
         f"{split}/{name}"
@@ -58,13 +59,13 @@ class Run(NamedTuple):
 
     Attributes:
         path: Its folder.
-        config: What is in config.yaml.
+        config: That of config.yaml.
         metrics: What is in metrics.json.
         rows: The rows of metrics.csv.
     """
 
     path: Path
-    config: dict[str, Any]
+    config: Config
     metrics: dict[str, Any]
     rows: list[Row]
 
@@ -87,9 +88,9 @@ def read_run(path: Path, data_dir: str | None = None) -> Run:
             f"{path} has no {', no '.join(missing)}: not a finished run; go on with it "
             f"(train.py --name {path.name} --ckpt_path last), or give another"
         )
-    config = _read(path / "config.yaml", yaml.safe_load, CONFIG)
+    config = _read_config(path / "config.yaml")
     if data_dir is not None:
-        config["data_dir"] = str(expanded(data_dir))
+        config = replace(config, data_dir=data_dir)
     metrics = _read(path / "metrics.json", json.loads, METRICS)
     rows = _read(path / "metrics.csv", _parse_rows, ())
     return Run(path, config, metrics, rows)
@@ -111,8 +112,13 @@ def open_run(
     ckpt_path = ckpt_path or run.path / "checkpoints" / "last.ckpt"
     model = load_model(ckpt_path)
     if images is None:
-        wanted = ("data", "data_dir", "batch_size", "val_size", "seed")
-        images = CIFAR10DataModule(**{name: run.config[name] for name in wanted})
+        images = CIFAR10DataModule(
+            run.config.data,
+            run.config.data_dir,
+            run.config.batch_size,
+            run.config.val_size,
+            run.config.seed,
+        )
         images.setup()
     check_same_images(model, images, ckpt_path)
     return model, images
@@ -229,7 +235,7 @@ def _flag(value: Any) -> str:
 
 def _drawings(run: Run, findings: Findings) -> dict[str, Callable[[], Figure]]:
     rows, counts, classes = run.rows, findings.counts, findings.classes
-    lrs = lr_schedule(run.config["lr"], int(rows[-1]["step"]))
+    lrs = lr_schedule(float(run.config.lr), int(rows[-1]["step"]))
     return {
         "loss": lambda: figures.curve_figure(rows, "loss"),
         "accuracy": lambda: figures.curve_figure(rows, "acc"),
@@ -252,6 +258,16 @@ def _read(path: Path, parse: Callable[[str], Any], keys: Sequence[str]) -> Any:
     return content
 
 
+def _read_config(path: Path) -> Config:
+    values = _read(path, yaml.safe_load, [*Config().record()])
+    try:
+        return Config(**values)
+    except (InputError, TypeError) as error:
+        raise InputError(
+            f"{path}: {error}; give a run of this version of train.py"
+        ) from None
+
+
 def _parse_rows(text: str) -> list[Row]:
     rows = list(csv.DictReader(io.StringIO(text)))
     if any(not row.get("epoch") or not row.get("step") for row in rows):
@@ -263,7 +279,7 @@ def _parse_rows(text: str) -> list[Row]:
 
 def _parameters(run: Run, findings: Findings) -> int:
     with torch.device("meta"):  # counts them without making them
-        net = CustomResNet(len(findings.classes), run.config["base_width"])
+        net = CustomResNet(len(findings.classes), run.config.base_width)
     return sum(parameter.numel() for parameter in net.parameters())
 
 

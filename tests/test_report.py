@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from analysis.report import (
     write_report,
 )
 from common.errors import InputError
+from config import Config
 from run_files import rows
 
 Train = Callable[..., dict[str, Any]]
@@ -79,9 +81,13 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
+OTHER = yaml.safe_dump(Config().record() | {"colour": 1})
+WRONG = yaml.safe_dump(Config().record() | {"seed": -1})
+
+
 def make_run(folder: Path) -> Run:
     row = {"epoch": 0.0, "step": 4.0, "lr": 0.01, "train/loss": 1.0, "train/acc": 0.5}
-    config = {"lr": 0.0123, "base_width": 64, "data": "cifar10", "flip": True}
+    config = Config(lr=0.0123, data="cifar10", report=False)
     return Run(folder, config, METRICS, [row, row | {"epoch": 1.0, "step": 8.0}])
 
 
@@ -119,7 +125,7 @@ def test_numbers_are_in_the_text(page: Page) -> None:
         "98.7 %",
         "ECE 60.00 % (15 equal-width bins)",
         "Some CPU",
-        "flip true",
+        "report false",
     ):
         assert text in page.text, text
 
@@ -240,7 +246,9 @@ def test_a_run_that_is_not_finished(quick_train: Train) -> None:
         ("metrics.json", b"7", "metrics.json is damaged"),
         ("metrics.json", b"[" * 10_000, "metrics.json is damaged"),
         ("config.yaml", b"lr: [", "config.yaml is damaged"),
-        ("config.yaml", b"lr: 1", "config.yaml has no data"),
+        ("config.yaml", b"lr: 1", "config.yaml has no accelerator"),
+        ("config.yaml", OTHER.encode(), "config.yaml: .*colour"),
+        ("config.yaml", WRONG.encode(), "config.yaml: --seed must be a whole number"),
         ("config.yaml", b"\xff\xfe", "config.yaml is damaged"),
         ("metrics.csv", b"", "metrics.csv is damaged"),
         ("metrics.csv", b"step\nx\n", "metrics.csv is damaged"),
@@ -254,9 +262,7 @@ def test_a_damaged_file_is_named(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     run = make_run(tmp_path)
-    wanted = ("data", "data_dir", "batch_size", "val_size", "seed", "lr", "base_width")
-    config = dict.fromkeys(wanted, 1)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(run.config.record()))
     (tmp_path / "metrics.json").write_text(json.dumps(run.metrics))
     (tmp_path / "metrics.csv").write_text("epoch,step,lr,val/acc\n0,4,0.1,\n")
     assert read_run(tmp_path).rows == [{"epoch": 0, "step": 4, "lr": 0.1}]
@@ -271,10 +277,10 @@ def test_other_images_than_the_run_had(quick_train: Train, image_folder: Path) -
     shutil.copytree(image_folder, "images")
     shutil.move("images/train/red", "images/train/rose")
     shutil.move("images/test/red", "images/test/rose")
-    run.config["data_dir"] = "images"
+    run = run._replace(config=replace(run.config, data_dir="images"))
     with pytest.raises(InputError, match=r"--data_dir .*images: the classes of the im"):
         examine_run(run, torch.device("cpu"))
-    run.config["data_dir"] = "nowhere"
+    run = run._replace(config=replace(run.config, data_dir="nowhere"))
     with pytest.raises(InputError, match="nowhere"):
         examine_run(run, torch.device("cpu"))
 
