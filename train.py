@@ -21,6 +21,7 @@ import torch
 
 from common import cli, environment
 from common.environment import Hardware, Precision
+from common.errors import StoppedError
 from common.files import expanded
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
@@ -37,7 +38,6 @@ from training.resume import (
     read_newest,
 )
 from training.run_folder import RunFolder
-from training.stop import StoppedError
 from training.summary import (
     show_end,
     show_start,

@@ -40,10 +40,9 @@ from benchmarks.tables import (
     results_table,
 )
 from common import cli, environment
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from images.class_folders import is_image_folder
 from train import FAST_DEV_LR, train
-from training.stop import StoppedError
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -18,10 +18,10 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from common.signals import SIGNALS
 from run_files import assert_same
 from training import run_folder
 from training.checkpoint import StepCheckpoint
-from training.stop import SIGNALS
 
 Start = Callable[..., Any]  # starts a training in a process of its own
 Unbroken = Callable[..., tuple[dict[str, Any], float]]

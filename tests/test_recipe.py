@@ -24,13 +24,12 @@ from benchmarks.tables import (
     values,
 )
 from common import cli, environment
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from record import SMALL, runs_of, write_recipe
 from train import train
 from training.run_folder import RunFolder
-from training.stop import StoppedError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 OUTPUT = Path("out/runs.csv")
