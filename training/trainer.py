@@ -13,7 +13,6 @@ from datamodule import CIFAR10DataModule
 from training.callbacks import (
     FiniteLoss,
     History,
-    RunProgressBar,
     TensorBoardDetails,
     TrainingClock,
 )
@@ -23,6 +22,7 @@ from training.checkpoint import (
     StepCheckpoint,
     checkpoint_callbacks,
 )
+from training.progress import RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
 from training.stop import StopSignal
