@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Literal
 from analysis.loading import load_model, settle_device
 from analysis.report import open_run, read_run
 from common import cli
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from common.files import expanded
 from common.text import one_line
-from training.stop import StoppedError
 
 if TYPE_CHECKING:  # it takes seconds, and may be missing
     import gradio as gr

@@ -17,10 +17,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from benchmarks import recipe
+from common.signals import SIGNALS
 from datamodule import CIFAR10DataModule
 from images import download
 from train import train
-from training.stop import SIGNALS
 
 CLASSES = ("blue", "green", "red")
 Metrics = dict[str, Any]

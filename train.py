@@ -21,6 +21,7 @@ import torch
 
 from analysis.results import write_end, write_report, write_start
 from common import cli
+from common.errors import StoppedError
 from config import Config, configured
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
@@ -37,7 +38,6 @@ from training.resume import (
     read_newest,
 )
 from training.run_folder import RunFolder
-from training.stop import StoppedError
 from training.terminal import show_end, show_start
 from training.trainer import build_trainer
 

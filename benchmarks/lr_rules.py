@@ -21,11 +21,12 @@ from pytorch_lightning.tuner.lr_finder import _LRFinder
 from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.tables import with_table
 from common import cli
-from training.lr_finder import BETA, RangeTest, smooth
+from training.lr_finder import RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
 CURVES = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
 PAGE = PROJECT / "docs" / "learning_rate.md"
+BETA = 0.98  # of the running means of fast.ai and of Lightning
 
 
 def lagging(losses: list[float], beta: float) -> NDArray[np.float64]:

@@ -40,13 +40,12 @@ from benchmarks.tables import (
     results_table,
 )
 from common import cli
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from config import Config
 from images.class_folders import is_image_folder
 from machine import provenance
 from machine.hardware import choose_hardware
 from train import FAST_DEV_LR, train
-from training.stop import StoppedError
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

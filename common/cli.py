@@ -30,12 +30,13 @@ from common import streams
 from common.errors import (
     DivergedError,
     InputError,
+    StoppedError,
     is_out_of_memory,
     show_traceback,
 )
 from common.files import expanded
+from common.signals import handle_signals
 from common.text import one_line
-from training.stop import StoppedError, handle_signals
 
 EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
+from pathlib import Path
 
 NO_MEMORY = re.compile("out of memory|can't allocate memory|bad_alloc|ALLOC_FAILED")
 
@@ -14,6 +16,25 @@ class InputError(Exception):
 
 class DivergedError(Exception):
     """The loss is no longer a number: where, and what to do. Exit code 3."""
+
+
+class StoppedError(SystemExit):
+    """A signal ended the run: exit code 130 for Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+
+    It is a `SystemExit`, so a script that trains several times ends with it.
+
+    Attributes:
+        name: The signal in words.
+        exit_code: 128 and the signal's number, as shells count.
+        checkpoints: What the run can go on from, the best first.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(self.exit_code)
+        name = signal.Signals(signum).name
+        self.name = "Ctrl-C" if name == "SIGINT" else name
+        self.checkpoints: list[Path] = []
 
 
 def show_traceback() -> None:

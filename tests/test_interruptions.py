@@ -18,10 +18,10 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from common.signals import SIGNALS
 from run_files import assert_same
 from training import run_folder
 from training.checkpoint import StepCheckpoint
-from training.stop import SIGNALS
 
 Start = Callable[..., Any]  # starts a training in a process of its own
 Unbroken = Callable[..., tuple[dict[str, Any], float]]
@@ -296,12 +296,15 @@ def run_in_background(argv: list[str], place: str) -> None:
     run_command(argv)
 
 
-@pytest.mark.parametrize("place", ["step", "test"])
+@pytest.mark.parametrize(
+    ("place", "lr"),
+    [("step", "0.01"), ("step", "auto"), ("test", "0.01")],  # auto: in the range test
+)
 def test_signals_that_were_ignored_stay_ignored(
-    place: str, fork: Start, image_folder: Path, tmp_path: Path
+    place: str, lr: str, fork: Start, image_folder: Path, tmp_path: Path
 ) -> None:
     argv = ["train.py", "--data_dir", str(image_folder), "--report", "false"]
-    for flag, value in (FLAGS | {"max_epochs": "1"}).items():
+    for flag, value in (FLAGS | {"max_epochs": "1", "lr": lr}).items():
         argv += [f"--{flag}", value]
     end(fork(tmp_path, run_in_background, argv, place))
     assert (tmp_path / "runs/run/metrics.json").exists()

@@ -1,6 +1,10 @@
 """The range test: its record, its pick, and that it leaves no trace."""
 
+import json
 import math
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,12 @@ from training.lr_finder import (
     MAX_LR,
     MIN_LR,
     find_valley,
+    ladder,
     limit,
     middle,
     pick,
     range_test,
     smooth,
-    unsmooth,
 )
 
 HARDWARE: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
@@ -146,13 +150,24 @@ def test_an_uncertain_pick_is_said(
         assert line in message
 
 
-def test_unsmooth_undoes_lightnings_running_mean() -> None:
-    losses = np.random.default_rng(0).uniform(1, 4, 100)
-    mean, smoothed = 0.0, []
-    for step, loss in enumerate(losses, start=1):
-        mean = 0.98 * mean + 0.02 * loss
-        smoothed.append(mean / (1 - 0.98 ** (step + 1)))
-    assert unsmooth(smoothed) == pytest.approx(losses)
+def test_the_ladder_rises_by_equal_factors_after_a_double_one() -> None:
+    assert ladder(6) == pytest.approx([1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1])
+
+
+def test_each_step_has_its_rate_and_the_first_beta_of_the_cycles_begin(
+    data: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[float, ...]] = []
+    plain_step = torch.optim.Adam.step
+
+    def step(optimizer: torch.optim.Adam, **arguments: Any) -> Any:
+        used.extend((group["lr"], *group["betas"]) for group in optimizer.param_groups)
+        return plain_step(optimizer, **arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    test = range_test(new_module(data), data, "lightning", 40, HARDWARE)
+    assert test.lrs == ladder(40)
+    assert used == [(lr, 0.95, 0.999) for lr in test.lrs for _ in range(2)]
 
 
 @pytest.mark.parametrize("finder", ["lightning", "torch-lr-finder"])
@@ -179,6 +194,40 @@ def test_first_losses_are_those_of_the_batches(data: CIFAR10DataModule) -> None:
     for finder in ("lightning", "torch-lr-finder"):
         test = range_test(new_module(data), data, finder, 40, HARDWARE)
         assert test.losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def run_rank(rank: int, port: int, folder: Path) -> None:
+    """The range test in one of two processes, as a cluster starts them."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    data = CIFAR10DataModule(data_dir=str(folder), batch_size=32)
+    data.setup()
+    hardware = HARDWARE | {"devices": 2, "strategy": "ddp"}
+    test = range_test(new_module(data), data, "lightning", 40, hardware)
+    Path(f"rank{rank}.json").write_text(json.dumps(test.losses))
+
+
+def test_two_processes_see_the_same_losses_of_whole_batches(
+    fork: Callable[..., Any],
+    data: CIFAR10DataModule,
+    image_folder: Path,
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [fork(tmp_path, run_rank, rank, port, image_folder) for rank in (0, 1)]
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    ours, theirs = (json.loads(Path(f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert ours == theirs
+    module = new_module(data).train()
+    images, labels = next(iter(data.train_dataloader()))
+    shares = zip(images.chunk(2), labels.chunk(2), strict=True)
+    first = [module.training_step(share, 0).item() for share in shares]
+    assert ours[0] == pytest.approx(sum(first) / 2, rel=1e-5)
+    assert len(ours) == 40
 
 
 def test_both_packages_see_nearly_the_same_losses(data: CIFAR10DataModule) -> None:

@@ -30,10 +30,10 @@ from benchmarks.lr_sweep import (
 from benchmarks.pictures import sweep_figure
 from benchmarks.tables import README, Run, read_runs, with_table
 from common import cli
+from common.errors import StoppedError
 from record import held_out, write_recipe, write_runs
 from training.lr_finder import limit
 from training.run_folder import RunFolder
-from training.stop import StoppedError
 
 OUTPUT = Path("out/sweep.csv")
 # The reach of an interval in standard errors, from printed tables of the normal

@@ -24,7 +24,7 @@ from benchmarks.tables import (
     values,
 )
 from common import cli
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -32,7 +32,6 @@ from machine import provenance
 from record import SMALL, runs_of, write_recipe
 from train import train
 from training.run_folder import RunFolder
-from training.stop import StoppedError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 OUTPUT = Path("out/runs.csv")

@@ -15,8 +15,8 @@ from PIL import Image
 from analysis.loading import WEIGHTS
 from common.errors import InputError
 from run_files import BEST, LAST, STEP, Payload, assert_same, rows, weights
-from training.callbacks import RunProgressBar
 from training.checkpoint import AtomicCheckpointIO
+from training.progress import RunProgressBar
 from training.resume import read_checkpoint
 
 Train = Callable[..., dict[str, Any]]

@@ -10,10 +10,10 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torchmetrics import Metric
 
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from common.files import replacing, sealed
 from training.callbacks import FiniteLoss
-from training.stop import StoppedError, StopSignal
+from training.stop import StopSignal
 
 EPOCH_METRICS = ("train_loss", "train_acc")  # those that an epoch adds up
 

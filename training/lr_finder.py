@@ -4,23 +4,24 @@ import contextlib
 import io
 import itertools
 import logging
-import tempfile
-import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.tuner.tuning import Tuner
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
+from common import signals
 from common.errors import InputError
 from config import Finder
+from datamodule import CIFAR10DataModule
 from images.loader import Batch, TrainLoader
+from training.progress import RunProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal fac
 LIMIT = 0.01
 LARGEST_MEASURED = 512
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
-BETA = 0.98  # of the running mean that Lightning's finder takes of the losses
 
 
 class RangeTest(NamedTuple):
@@ -50,19 +50,9 @@ class RangeTest(NamedTuple):
     lr: float
 
 
-class TrainingData(Protocol):
-    """The part of a data module that a range test uses."""
-
-    batch_size: int
-    trainer: pl.Trainer | None
-
-    def train_dataloader(self) -> TrainLoader:
-        """Batches on the device of `trainer`."""
-
-
 def range_test(
     module: pl.LightningModule,
-    data: TrainingData,
+    data: CIFAR10DataModule,
     finder: Finder,
     steps: int,
     hardware: dict[str, Any],
@@ -181,38 +171,82 @@ def smooth(losses: list[float]) -> np.ndarray:
 
 def run_lightning(
     module: pl.LightningModule,
-    data: TrainingData,
+    data: CIFAR10DataModule,
     steps: int,
     hardware: dict[str, Any],
 ) -> tuple[list[float], list[float]]:
-    """Learning rates and losses of `Tuner.lr_find`, on a Trainer of its own."""
-    with tempfile.TemporaryDirectory() as folder:  # for the finder's checkpoint
-        trainer = pl.Trainer(
-            **hardware,
-            max_epochs=steps,  # a length for the schedule, which the finder replaces
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*have no `val_dataloader`")
-            finder = Tuner(trainer).lr_find(
-                module,
-                datamodule=_TrainingOnly(data),
-                min_lr=MIN_LR,
-                max_lr=MAX_LR,
-                num_training=steps,
-                early_stop_threshold=None,  # the end is part of the record
-                update_attr=False,
-            )
-    assert finder is not None  # only with fast_dev_run
-    return finder.results["lr"], unsmooth(finder.results["loss"])
+    """Learning rates and losses of a training by Lightning's Trainer."""
+    rising = RisingRate(steps)
+    trainer = pl.Trainer(
+        **hardware,
+        max_steps=steps,
+        limit_val_batches=0,
+        callbacks=[rising, RunProgressBar("LR range test")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return rising.lrs, rising.losses
+
+
+class RisingRate(Callback):
+    """Raises the learning rate from step to step, and records the losses.
+
+    Lightning's `Tuner` does so, too, but records a running mean of the losses only,
+    which lags by half of a usual test.
+
+    Attributes:
+        lrs: Learning rate of each step.
+        losses: Loss of each step's batch, the mean over all processes; empty before
+            the end.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.lrs = ladder(steps)
+        self.losses: list[float] = []
+        self.seen: list[Tensor] = []  # on the device, for which no step is to wait
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Note what signals do, before Lightning takes them over."""
+        self.handlers = signals.current()
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Let signals end the test at once, and no schedule interfere."""
+        signals.install(self.handlers)
+        # The one cycle has set Adam's first beta to 0.95, and leaves it there.
+        trainer.lr_scheduler_configs.clear()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Set the rate of this step."""
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.lrs[trainer.global_step]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Keep the loss of this step."""
+        self.seen.append(outputs["loss"])
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Settle the losses, so that every process picks the same rate."""
+        losses = trainer.strategy.reduce(torch.stack(self.seen), reduce_op="mean")
+        self.losses = losses.tolist()
+
+
+def ladder(steps: int) -> list[float]:
+    """Rates from `MIN_LR` to `MAX_LR`, by equal factors; the first counts twice.
+
+    They are those of Lightning's `Tuner`, which ran the tests on record.
+    """
+    rungs = [0, *range(2, steps + 1)]
+    return [MIN_LR * (MAX_LR / MIN_LR) ** (rung / steps) for rung in rungs]
 
 
 def run_torch_lr_finder(
     module: pl.LightningModule,
-    data: TrainingData,
+    data: CIFAR10DataModule,
     steps: int,
     hardware: dict[str, Any],
 ) -> tuple[list[float], list[float]]:
@@ -255,33 +289,6 @@ def run_torch_lr_finder(
             diverge_th=np.inf,  # the end is part of the record
         )
     return finder.history["lr"], finder.history["loss"]
-
-
-def unsmooth(smoothed: list[float]) -> list[float]:
-    """Recover a run's losses from the running mean that Lightning's finder records.
-
-    Its mean lags by half of a usual test, and its bias correction is off by one step
-    (`_LRCallback.on_train_batch_end` in pytorch_lightning/tuner/lr_finder.py), so its
-    minimum says little about the rate at which the loss was least.
-    """
-    means = [value * (1 - BETA ** (k + 1)) for k, value in enumerate(smoothed, start=1)]
-    before = itertools.chain([0.0], means)
-    return [
-        (mean - BETA * last) / (1 - BETA)
-        for mean, last in zip(means, before, strict=False)
-    ]
-
-
-class _TrainingOnly(pl.LightningDataModule):
-    """Hides the validation loader: the finder would run it, whatever the limits say."""
-
-    def __init__(self, data: TrainingData) -> None:
-        super().__init__()
-        self.data = data
-
-    def train_dataloader(self) -> TrainLoader:
-        self.data.trainer = self.trainer
-        return self.data.train_dataloader()
 
 
 class _EpochIterator(TrainDataLoaderIter):  # type: ignore[misc]

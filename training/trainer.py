@@ -14,7 +14,6 @@ from machine.hardware import Hardware
 from training.callbacks import (
     FiniteLoss,
     History,
-    RunProgressBar,
     TensorBoardDetails,
     TrainingClock,
 )
@@ -24,6 +23,7 @@ from training.checkpoint import (
     StepCheckpoint,
     checkpoint_callbacks,
 )
+from training.progress import RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
 from training.stop import StopSignal
