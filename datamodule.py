@@ -27,7 +27,7 @@ DEFAULT_VAL_SIZE = 5000  # images, or a tenth of the training set where that is 
 
 
 class Place(NamedTuple):
-    """Where a process wants its batches, and what its share of them is."""
+    """Device and rank of a process, and where its images are stored."""
 
     device: torch.device
     rank: int

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from analysis.inference import probabilities
+from analysis.inference import to_probabilities
 from analysis.loading import WEIGHTS, load_model, read_trained
 from analysis.weights import round_weights, save_weights
 from common import cli
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (B, 32, 32, 3) to probabilities (B, C)."""
         scores: Tensor = self.model(images.permute(0, 3, 1, 2))
-        return probabilities(scores, self.model.hparams["label_smoothing"])
+        return to_probabilities(scores, self.model.hparams["label_smoothing"])
 
 
 def export(

@@ -20,10 +20,10 @@ from analysis.figures import explanation
 from analysis.inference import (
     BATCH_SIZE,
     Prediction,
-    ask,
-    classify,
     is_known,
+    predict_proba,
     read_images,
+    top_predictions,
 )
 from analysis.loading import load_model
 from common import cli
@@ -115,9 +115,9 @@ def predict_batch(
         for path, error in errors.items()
     }
     if readable:
-        shares = ask(model, images)
-        guesses = classify(shares, model.hparams["classes"], top)
-        are_known = is_known(shares).tolist()
+        probabilities = predict_proba(model, images)
+        guesses = top_predictions(probabilities, model.hparams["classes"], top)
+        are_known = is_known(probabilities).tolist()
         for path, guess, known in zip(readable, guesses, are_known, strict=True):
             results[path] = {
                 "file": path,
@@ -126,7 +126,7 @@ def predict_batch(
                 "error": None,
             }
         if explain is not None:
-            heats = grad_cam(model, images, shares.argmax(dim=1))
+            heats = grad_cam(model, images, probabilities.argmax(dim=1))
             save_explanations(Path(explain), readable, images, heats)
     return [results[path] for path in paths]
 
@@ -140,7 +140,7 @@ def save_explanations(
         folder: Where to.
         paths: Where the N images come from.
         images: uint8 (N, 3, 32, 32).
-        heats: float32 (N, 32, 32), as `grad_cam` gives them.
+        heats: float32 (N, 32, 32), of `grad_cam`.
     """
     for path, image, heat in zip(paths, images, heats, strict=True):
         explanation(image, heat).save(folder / picture_name(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.loading import settle_device
-from analysis.report import examine_run, read_run, write_report
+from analysis.report import evaluate_run, read_run, write_report
 from common import cli
 from common.files import expanded
 
@@ -36,7 +36,7 @@ def report(
     paths = []
     for folder in map(expanded, runs):
         run = read_run(folder, data_dir)
-        paths.append(write_report(run, examine_run(run, place)))
+        paths.append(write_report(run, evaluate_run(run, place)))
         print(paths[-1], flush=True)
     return paths
 

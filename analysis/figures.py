@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from analysis.findings import Calibration, Mistake
+from analysis.evaluation import Calibration, Mistake
 from training.lr_finder import RangeTest, smooth
 
 Row = dict[str, float]  # an epoch's metrics, as in metrics.csv
@@ -195,9 +195,9 @@ def mistakes_figure(mistakes: Sequence[Mistake]) -> Figure:
     for axes, mistake in zip(grid, mistakes, strict=False):
         image = mistake.image.numpy()
         axes.imshow(np.hstack([image, overlay(image, mistake.heat.numpy())]))
-        said = f"{_short(mistake.said)} {100 * mistake.probability:.1f} %"
+        text = f"{_short(mistake.predicted)} {100 * mistake.probability:.1f} %"
         axes.set_title(
-            f"{said}\ntrue: {_short(mistake.true)}", fontsize="small", parse_math=False
+            f"{text}\ntrue: {_short(mistake.true)}", fontsize="small", parse_math=False
         )
     if not mistakes:
         figure.text(0.5, 0.5, "no image is put into a wrong class", ha="center")

@@ -16,12 +16,14 @@ from lightning_module import LitCustomResNet
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 500  # images at once
-UNSURE = math.log(2)  # entropy of a network that cannot choose between two classes
-OF_GUESSING = 0.9  # share of the entropy of guessing that is unsure in any case
-FLOOR = 0.01  # share of what a network says of a class that is always left to it
+ENTROPY_THRESHOLD = math.log(2)  # nats: that of two classes with the same probability
+GUESSING_THRESHOLD = (
+    0.9  # of the entropy of uniform probabilities
+)
+FLOOR = 0.01  # least share of a softmax output that stays when smoothing is removed
 
 
-class Guess(TypedDict):
+class LabelProbability(TypedDict):
     """A class that an image may be of."""
 
     label: str
@@ -39,16 +41,16 @@ class Prediction(TypedDict):
     """
 
     file: str
-    predictions: list[Guess]
+    predictions: list[LabelProbability]
     known: bool
     error: str | None
 
 
-def logits(model: LitCustomResNet, images: Tensor) -> Tensor:
-    """What the network says of images.
+def predict_logits(model: LitCustomResNet, images: Tensor) -> Tensor:
+    """Logits of images, in batches.
 
     Args:
-        model: As `load_model` gives it, on any device.
+        model: As `load_model` returns it, on any device.
         images: uint8 (N, 3, 32, 32).
 
     Returns:
@@ -59,27 +61,29 @@ def logits(model: LitCustomResNet, images: Tensor) -> Tensor:
     return torch.cat(batches).float().cpu()
 
 
-def probabilities(scores: Tensor, label_smoothing: float) -> Tensor:
-    """How probable each class is, whatever the label smoothing of the training.
+def to_probabilities(logits: Tensor, label_smoothing: float) -> Tensor:
+    """Class probabilities, with the label smoothing of the training removed.
 
-    A network that was trained with a smoothing of s has learnt to say (1 - s) p + s / C
-    where the probability is p. Here that is turned round. What it says less than s / C
-    of is not impossible, only unlikely, and keeps its rank.
+    A network that was trained with a smoothing of s has learnt to output
+    (1 - s) p + s / C where the probability is p. This is the inverse. Outputs below
+    s / C become small, not zero, and keep their rank.
 
     Args:
-        scores: float (N, C), logits.
+        logits: float (N, C).
         label_smoothing: That of the network's training.
 
     Returns:
         float (N, C), all above 0; each row's sum is 1.
     """
-    said = scores.softmax(dim=1)
-    shares = torch.maximum(said - label_smoothing / said.shape[1], FLOOR * said)
-    return shares / shares.sum(dim=1, keepdim=True)
+    smoothed = logits.softmax(dim=1)
+    probabilities = torch.maximum(
+        smoothed - label_smoothing / smoothed.shape[1], FLOOR * smoothed
+    )
+    return probabilities / probabilities.sum(dim=1, keepdim=True)
 
 
-def ask(model: LitCustomResNet, images: Tensor) -> Tensor:
-    """How probable each class is for each image.
+def predict_proba(model: LitCustomResNet, images: Tensor) -> Tensor:
+    """Class probabilities of images.
 
     Args:
         model: As `load_model` gives it, on any device.
@@ -88,18 +92,22 @@ def ask(model: LitCustomResNet, images: Tensor) -> Tensor:
     Returns:
         float32 (N, C), on the CPU, in the order of `model.hparams["classes"]`.
     """
-    return probabilities(logits(model, images), model.hparams["label_smoothing"])
+    return to_probabilities(
+        predict_logits(model, images), model.hparams["label_smoothing"]
+    )
 
 
-def classify(shares: Tensor, classes: Sequence[str], top: int) -> list[list[Guess]]:
+def top_predictions(
+    probabilities: Tensor, classes: Sequence[str], top: int
+) -> list[list[LabelProbability]]:
     """The most probable classes of each image.
 
     Args:
-        shares: float32 (N, C), as `ask` gives them.
+        probabilities: float32 (N, C), of `predict_proba`.
         classes: Name of each of the C classes.
         top: How many at most.
     """
-    highest, labels = shares.topk(min(top, len(classes)))
+    highest, labels = probabilities.topk(min(top, len(classes)))
     return [
         [
             {"label": classes[label], "probability": round(share, 6)}
@@ -109,37 +117,39 @@ def classify(shares: Tensor, classes: Sequence[str], top: int) -> list[list[Gues
     ]
 
 
-def entropy(shares: Tensor) -> Tensor:
-    """How unsure a network is of each image, in nats.
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of the class probabilities of each image, in nats.
 
     Args:
-        shares: float (N, C), as `ask` gives them.
+        probabilities: float (N, C), of `predict_proba`.
 
     Returns:
         float (N,).
     """
-    found: Tensor = torch.special.entr(shares).sum(dim=1)
+    found: Tensor = torch.special.entr(probabilities).sum(dim=1)
     return found
 
 
-def is_known(shares: Tensor) -> Tensor:
+def is_known(probabilities: Tensor) -> Tensor:
     """Whether each image is probably of any of the classes.
 
-    It is not if the network is less sure of it than if it had to choose between two
-    classes, or where it knows no more than two, nearly as unsure as if it guessed;
-    benchmarks/unknown_images.py says how often that is so.
+    It is if the entropy of its probabilities is below a threshold: that of two classes
+    with the same probability, or where there are two classes, 90 % of it.
+    docs/unknown_images.md has how often that is right.
 
     Args:
-        shares: float (N, C), as `ask` gives them.
+        probabilities: float (N, C), of `predict_proba`.
 
     Returns:
         bool (N,).
     """
-    return entropy(shares) < min(UNSURE, OF_GUESSING * math.log(shares.shape[1]))
+    return entropy(probabilities) < min(
+        ENTROPY_THRESHOLD, GUESSING_THRESHOLD * math.log(probabilities.shape[1])
+    )
 
 
 def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
-    """Read those image files that can be read.
+    """Read image files, and leave out those that cannot be read.
 
     Returns:
         uint8 (N, 3, 32, 32), in the order of their paths, and why each of the others

@@ -7,10 +7,10 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
+from analysis.evaluation import confident_mistakes
 from analysis.explanation import grad_cam
 from analysis.figures import explanation
-from analysis.findings import confident_mistakes
-from analysis.inference import ask, classify, is_known, read_images
+from analysis.inference import is_known, predict_proba, read_images, top_predictions
 from analysis.report import percent
 from common.errors import InputError
 from common.text import one_line
@@ -66,12 +66,12 @@ def look(model: LitCustomResNet, image: Tensor) -> Look:
         model: As `load_model` gives it, on any device.
         image: uint8 (1, 3, 32, 32).
     """
-    shares = ask(model, image)
-    [guesses] = classify(shares, model.hparams["classes"], TOP)
-    [heat] = grad_cam(model, image, shares.argmax(dim=1))
+    probabilities = predict_proba(model, image)
+    [guesses] = top_predictions(probabilities, model.hparams["classes"], TOP)
+    [heat] = grad_cam(model, image, probabilities.argmax(dim=1))
     return Look(
         {guess["label"]: guess["probability"] for guess in guesses},
-        bool(is_known(shares)),
+        bool(is_known(probabilities)),
         explanation(image[0], heat),
     )
 
@@ -101,25 +101,27 @@ class Mistakes:
     def __init__(self, model: LitCustomResNet, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
         self.classes: list[str] = list(model.hparams["classes"])
-        self.shares = ask(model, images.permute(0, 3, 1, 2))
+        self.probabilities = predict_proba(model, images.permute(0, 3, 1, 2))
 
     def choices(self) -> list[tuple[str, int]]:
         """Every class and each class, with its number of mistakes and its label."""
-        wrong = self.labels[self.shares.argmax(dim=1) != self.labels]
+        wrong = self.labels[self.probabilities.argmax(dim=1) != self.labels]
         counts = wrong.bincount(minlength=len(self.classes)).tolist()
         each = zip(self.classes, counts, range(len(counts)), strict=True)
         named = [("every class", len(wrong), EVERY_CLASS), *each]
         return [(f"{name} ({count} wrong)", label) for name, count, label in named]
 
-    def surest(self, true: int) -> list[int]:
-        """Positions of the most confident mistakes, the surest first.
+    def most_confident(self, true: int) -> list[int]:
+        """Positions of the most confident mistakes, the most confident first.
 
         Args:
             true: The true class, or `EVERY_CLASS`.
         """
         of_class = (self.labels == true) | (true == EVERY_CLASS)
         [places] = of_class.nonzero(as_tuple=True)
-        chosen = confident_mistakes(self.shares[places], self.labels[places], SHOWN)
+        chosen = confident_mistakes(
+            self.probabilities[places], self.labels[places], SHOWN
+        )
         found: list[int] = places[chosen].tolist()
         return found
 
@@ -127,13 +129,15 @@ class Mistakes:
         """The images of these positions with their captions."""
         return [
             (Image.fromarray(self.images[place].numpy()), self._caption(place))
-            for place in self.surest(true)
+            for place in self.most_confident(true)
         ]
 
     def _caption(self, place: int) -> str:
-        share, said = self.shares[place].max(dim=0)
+        confidence, predicted = self.probabilities[place].max(dim=0)
         true = self.classes[int(self.labels[place])]
-        return f"{true} → {self.classes[int(said)]} ({percent(share.item(), 1)})"
+        return (
+            f"{true} → {self.classes[int(predicted)]} ({percent(confidence.item(), 1)})"
+        )
 
 
 def build_page(model: LitCustomResNet, mistakes: Mistakes | None) -> gr.Blocks:
@@ -173,7 +177,7 @@ def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
         return [gr.Gallery(pictures, selected_index=None), *_as_shown(None)]
 
     def answer(true: int, event: gr.SelectData) -> list[Any]:
-        place = mistakes.surest(true)[event.index]
+        place = mistakes.most_confident(true)[event.index]
         return _as_shown(look(model, mistakes.images[place].permute(2, 0, 1)[None]))
 
     choice = gr.Dropdown(
@@ -183,7 +187,7 @@ def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
         with gr.Column(scale=2):
             gallery = gr.Gallery(
                 mistakes.gallery(EVERY_CLASS),
-                label="Most confident mistakes: true class → said (probability)",
+                label="Most confident mistakes: true class → predicted (probability)",
                 format="png",
                 allow_preview=False,
                 buttons=[],

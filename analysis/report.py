@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from analysis import figures
+from analysis.evaluation import Evaluation, Mistake, evaluate_images
 from analysis.figures import Row
-from analysis.findings import Findings, Mistake, examine
 from analysis.loading import check_same_images, load_model
 from common.errors import InputError
 from common.files import replacing
@@ -124,9 +124,9 @@ def open_run(
     return model, images
 
 
-def examine_run(
+def evaluate_run(
     run: Run, device: torch.device, images: CIFAR10DataModule | None = None
-) -> Findings:
+) -> Evaluation:
     """Look at all test images with the network of the last epoch.
 
     Args:
@@ -138,10 +138,10 @@ def examine_run(
         InputError: The checkpoint or the images cannot be read, or do not fit.
     """
     model, images = open_run(run, images=images)
-    return examine(model.to(device), *images.test_set)
+    return evaluate_images(model.to(device), *images.test_set)
 
 
-def write_report(run: Run, findings: Findings) -> Path:
+def write_report(run: Run, evaluation: Evaluation) -> Path:
     """Write `report.html` into the run's folder.
 
     Raises:
@@ -163,15 +163,15 @@ def write_report(run: Run, findings: Findings) -> Path:
     environment.filters |= {"percent": percent, "duration": duration, "flag": _flag}
     environment.globals["nothing"] = NOTHING
     drawings = {
-        name: svg(draw, name) for name, draw in _drawings(run, findings).items()
+        name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
     page = environment.get_template("report.html").render(
         run=run,
-        findings=findings,
-        parameters=_parameters(run, findings),
+        evaluation=evaluation,
+        parameters=_parameters(run, evaluation),
         drawings=drawings,
         lr_finder=_embedded(run.path / "lr_finder.png"),
-        gallery=[(mistake, *_pictures(mistake)) for mistake in findings.mistakes],
+        gallery=[(mistake, *_pictures(mistake)) for mistake in evaluation.mistakes],
     )
     path = run.path / "report.html"
     with replacing(path) as file:
@@ -233,8 +233,8 @@ def _flag(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)  # as in config.yaml
 
 
-def _drawings(run: Run, findings: Findings) -> dict[str, Callable[[], Figure]]:
-    rows, counts, classes = run.rows, findings.counts, findings.classes
+def _drawings(run: Run, evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
+    rows, counts, classes = run.rows, evaluation.counts, evaluation.classes
     lrs = lr_schedule(float(run.config.lr), int(rows[-1]["step"]))
     return {
         "loss": lambda: figures.curve_figure(rows, "loss"),
@@ -242,7 +242,7 @@ def _drawings(run: Run, findings: Findings) -> dict[str, Callable[[], Figure]]:
         "schedule": lambda: figures.schedule_figure(lrs, len(rows)),
         "confusion": lambda: figures.confusion_figure(counts, classes),
         "per_class": lambda: figures.per_class_figure(counts, classes),
-        "reliability": lambda: figures.reliability_figure(findings.calibration),
+        "reliability": lambda: figures.reliability_figure(evaluation.calibration),
     }
 
 
@@ -277,9 +277,9 @@ def _parse_rows(text: str) -> list[Row]:
     ]
 
 
-def _parameters(run: Run, findings: Findings) -> int:
+def _parameters(run: Run, evaluation: Evaluation) -> int:
     with torch.device("meta"):  # counts them without making them
-        net = CustomResNet(len(findings.classes), run.config.base_width)
+        net = CustomResNet(len(evaluation.classes), run.config.base_width)
     return sum(parameter.numel() for parameter in net.parameters())
 
 

@@ -8,6 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from analysis import report
+from analysis.evaluation import Evaluation
 from analysis.figures import (
     Row,
     curves_figure,
@@ -17,7 +18,6 @@ from analysis.figures import (
     per_class_figure,
     reliability_figure,
 )
-from analysis.findings import Findings
 from common.errors import InputError, show_traceback
 from config import SHAPING, Config
 from datamodule import CIFAR10DataModule
@@ -74,22 +74,22 @@ def write_report(
     try:
         finished = report.read_run(run.path)
         device = trainer.strategy.root_device
-        findings = report.examine_run(finished, device, images)
-        _log_pictures(trainer, findings)
-        report.write_report(finished, findings)
+        evaluation = report.evaluate_run(finished, device, images)
+        _log_pictures(trainer, evaluation)
+        report.write_report(finished, evaluation)
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
         show_traceback()
 
 
 @own_style()
-def _log_pictures(trainer: pl.Trainer, findings: Findings) -> None:
+def _log_pictures(trainer: pl.Trainer, evaluation: Evaluation) -> None:
     pictures = {
-        "test/per_class": per_class_figure(findings.counts, findings.classes),
-        "test/reliability": reliability_figure(findings.calibration),
+        "test/per_class": per_class_figure(evaluation.counts, evaluation.classes),
+        "test/reliability": reliability_figure(evaluation.calibration),
     }
-    if findings.mistakes:
-        pictures["test/mistakes"] = mistakes_figure(findings.mistakes)
+    if evaluation.mistakes:
+        pictures["test/mistakes"] = mistakes_figure(evaluation.mistakes)
     for tag, figure in pictures.items():
         _logger(trainer).experiment.add_figure(tag, figure, trainer.global_step)
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.inference import entropy, is_known, logits, probabilities
+from analysis.inference import entropy, is_known, predict_logits, to_probabilities
 from analysis.loading import load_model
 from benchmarks.rows import add_row, read_rows
 from common import cli
@@ -162,8 +162,8 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
     """A row a score and kind of unknown images, with figures in shares."""
 
     def ask(asked: Tensor) -> tuple[Tensor, Tensor]:
-        scores = logits(model, asked.permute(0, 3, 1, 2)).double()
-        return scores, probabilities(scores, model.hparams["label_smoothing"])
+        scores = predict_logits(model, asked.permute(0, 3, 1, 2)).double()
+        return scores, to_probabilities(scores, model.hparams["label_smoothing"])
 
     def warned(of: tuple[Tensor, Tensor]) -> float:
         return float((~is_known(of[1])).double().mean())

@@ -22,7 +22,7 @@ import custom_resnet
 import train
 from analysis.explanation import grad_cam
 from analysis.figures import confusion_figure
-from analysis.inference import ask
+from analysis.inference import predict_proba
 from analysis.loading import settle_device
 from benchmarks import scale, step_profile
 from common import cli
@@ -137,7 +137,7 @@ def test_evaluation_mixes_no_devices(
 def test_what_a_report_shows_comes_back_from_the_gpu(fake_gpu: LitCustomResNet) -> None:
     fake_gpu.eval().requires_grad_(False)
     images = IMAGES.permute(0, 3, 1, 2)
-    assert ask(fake_gpu, images).device == CPU
+    assert predict_proba(fake_gpu, images).device == CPU
     with pytest.MonkeyPatch.context() as patch:  # as for `backward`
         patch.setattr(torch.autograd, "grad", lambda _, maps: (maps,))
         heat = grad_cam(fake_gpu, images, LABELS)

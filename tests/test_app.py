@@ -27,7 +27,7 @@ import app
 import predict
 from analysis.explanation import grad_cam
 from analysis.figures import explanation
-from analysis.inference import ask
+from analysis.inference import predict_proba
 from analysis.loading import load_model
 from analysis.report import open_run, read_run
 from common.errors import InputError
@@ -152,7 +152,7 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     model = load_model(last(run))
     pixels = np.asarray(Image.open(pictures / "noise.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None]
-    [heat] = grad_cam(model, image, ask(model, image).argmax(dim=1))
+    [heat] = grad_cam(model, image, predict_proba(model, image).argmax(dim=1))
     assert page.look(model, image).picture == explanation(image[0], heat)
 
 
@@ -160,8 +160,8 @@ def test_mistakes_are_the_surest_first_and_of_a_class(run: Path) -> None:
     model, images = open_run(read_run(run))
     mistakes = page.Mistakes(model, *images.test_set)
     places = mistakes.surest(page.EVERY_CLASS)
-    shares = mistakes.shares.max(dim=1).values[places].tolist()
-    assert shares == sorted(shares, reverse=True)
+    probabilities = mistakes.probabilities.max(dim=1).values[places].tolist()
+    assert probabilities == sorted(probabilities, reverse=True)
     blue, green, red = (mistakes.surest(label) for label in range(3))
     assert sorted(blue + green + red) == sorted(places)
     assert len(blue) >= SWAPPED
@@ -170,7 +170,7 @@ def test_mistakes_are_the_surest_first_and_of_a_class(run: Path) -> None:
         (f"blue ({len(blue)} wrong)", 0),
     ]
     picture, caption = mistakes.gallery(0)[0]
-    share = f"{100 * max(mistakes.shares[blue[0]].tolist()):.1f}"
+    share = f"{100 * max(mistakes.probabilities[blue[0]].tolist()):.1f}"
     assert caption == f"blue → red ({share}\N{NO-BREAK SPACE}%)"
     assert np.array_equal(picture, images.test_set[0][blue[0]].numpy())
 

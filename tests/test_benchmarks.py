@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from analysis.inference import UNSURE
+from analysis.inference import ENTROPY_THRESHOLD
 from benchmarks.compare import comparison
 from benchmarks.lr_rules import CURVES
 from benchmarks.lr_stability import lr_stability, read_tests
@@ -234,8 +234,8 @@ def test_the_threshold_of_the_warning_is_the_measured_one(
         f"{100 * warned_of_test:.1f} % of the test images" in page
     )
     if smoothing == "0.0":
-        assert -threshold == pytest.approx(UNSURE, abs=0.05)
+        assert -threshold == pytest.approx(ENTROPY_THRESHOLD, abs=0.05)
         assert warned == pytest.approx(0.05, abs=0.01)
     else:
-        assert -threshold > UNSURE
+        assert -threshold > ENTROPY_THRESHOLD
         assert warned > 0.1

@@ -12,7 +12,7 @@ import torch
 
 import evaluate
 from analysis import loading
-from analysis.inference import logits
+from analysis.inference import predict_logits
 from analysis.loading import load_model
 from datamodule import CIFAR10DataModule
 from run_files import LAST
@@ -82,7 +82,9 @@ def test_the_table_shows_every_class(
     images = CIFAR10DataModule(data_dir=str(image_folder), batch_size=1)
     images.setup()
     pixels, labels = images.test_set
-    said = logits(load_model(checkpoint), pixels.permute(0, 3, 1, 2)).argmax(dim=1)
+    said = predict_logits(load_model(checkpoint), pixels.permute(0, 3, 1, 2)).argmax(
+        dim=1
+    )
     found = evaluate.evaluate(
         str(checkpoint), data_dir=str(image_folder), accelerator="cpu", tta="flip"
     )

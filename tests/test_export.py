@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import export
-from analysis.inference import ask
+from analysis.inference import predict_proba
 from analysis.loading import load_model
 from common.errors import InputError
 from lightning_module import LitCustomResNet
@@ -36,7 +36,7 @@ def random_images(count: int) -> Tensor:
 
 
 def expected(model: LitCustomResNet, images: Tensor) -> Tensor:
-    return ask(model, images.permute(0, 3, 1, 2))
+    return predict_proba(model, images.permute(0, 3, 1, 2))
 
 
 def run(format: export.Format, **flags: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from analysis.evaluation import Mistake, calibrate
 from analysis.figures import (
     confusion_figure,
     curve_figure,
@@ -18,7 +19,6 @@ from analysis.figures import (
     reliability_figure,
     schedule_figure,
 )
-from analysis.findings import Mistake, calibrate
 from training.lr_finder import RangeTest
 
 

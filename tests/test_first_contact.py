@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.inference import logits, read_images
+from analysis.inference import predict_logits, read_images
 from analysis.loading import load_model
 from archive_server import Server
 from conftest import CLASSES
@@ -220,7 +220,7 @@ def test_any_test_set_with_the_classes_of_the_network(
         path.unlink()
     paths = sorted(folder.rglob("*.jpg"))
     images, _ = read_images([str(path) for path in paths])
-    said = logits(load_model(LAST), images).argmax(dim=1).tolist()
+    said = predict_logits(load_model(LAST), images).argmax(dim=1).tolist()
     right = sum(
         CLASSES[k] == path.parent.name for k, path in zip(said, paths, strict=True)
     )

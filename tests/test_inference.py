@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.evaluation import confident_mistakes
 from analysis.explanation import grad_cam
-from analysis.findings import confident_mistakes
-from analysis.inference import ask, logits, probabilities
+from analysis.inference import predict_logits, predict_proba, to_probabilities
 from analysis.loading import load_model
 from common.errors import InputError
 from datamodule import CIFAR10DataModule
@@ -30,7 +30,7 @@ def test_the_loaded_network_gives_the_reported_accuracy(
     data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=7)
     data.setup()
     images, labels = data.test_set
-    found = logits(model, images.permute(0, 3, 1, 2))
+    found = predict_logits(model, images.permute(0, 3, 1, 2))
     assert found.shape == (30, 3)
     hits = (found.argmax(1) == labels).float().mean().item()
     assert hits == pytest.approx(metrics["test/acc"])
@@ -49,13 +49,13 @@ def test_probabilities_do_not_show_label_smoothing() -> None:
     smoothing, classes = 0.2, 5
     true = torch.tensor([[0.7, 0.2, 0.05, 0.03, 0.02], 5 * [0.2]])
     said = (1 - smoothing) * true + smoothing / classes
-    torch.testing.assert_close(probabilities(said.log(), smoothing), true)
-    torch.testing.assert_close(probabilities(true.log(), 0), true)
+    torch.testing.assert_close(to_probabilities(said.log(), smoothing), true)
+    torch.testing.assert_close(to_probabilities(true.log(), 0), true)
 
 
 def test_what_smoothing_does_not_explain_stays_possible_and_in_its_order() -> None:
     said = torch.tensor([[0.03, 0.91, 0.02, 0.025, 0.015]])  # smoothing teaches 0.04
-    found = probabilities(said.log(), 0.2)
+    found = to_probabilities(said.log(), 0.2)
     whole = 0.87 + 0.01 * (1 - 0.91)
     expected = [0.0003, 0.87, 0.0002, 0.00025, 0.00015]
     assert found[0].tolist() == pytest.approx([p / whole for p in expected])
@@ -67,18 +67,18 @@ def test_a_network_is_asked_as_it_was_trained() -> None:
     model = LitCustomResNet(
         ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3, 0.1, label_smoothing=0.3, base_width=4
     ).eval()
-    said = logits(model, images).softmax(1)
-    shares = (said - 0.1) / 0.7
-    assert shares.min() > 0
-    torch.testing.assert_close(ask(model, images), shares)
+    said = predict_logits(model, images).softmax(1)
+    probabilities = (said - 0.1) / 0.7
+    assert probabilities.min() > 0
+    torch.testing.assert_close(predict_proba(model, images), probabilities)
 
 
-def test_confident_mistakes_come_surest_first() -> None:
+def test_confident_mistakes_come_most_confident_first() -> None:
     wrong = torch.tensor([0.99, 0.6, 0.8, 0.1, 0.9])
-    shares = torch.stack([wrong, 1 - wrong], dim=1)
+    probabilities = torch.stack([wrong, 1 - wrong], dim=1)
     labels = torch.tensor([0, 1, 1, 1, 1])
-    assert confident_mistakes(shares, labels, 9).tolist() == [4, 2, 1]
-    assert confident_mistakes(shares, labels, 2).tolist() == [4, 2]
+    assert confident_mistakes(probabilities, labels, 9).tolist() == [4, 2, 1]
+    assert confident_mistakes(probabilities, labels, 2).tolist() == [4, 2]
 
 
 def test_grad_cam_looks_where_the_class_is(quick_train: Train) -> None:

@@ -17,7 +17,13 @@ from PIL import Image
 import predict
 from analysis import inference, loading
 from analysis.explanation import grad_cam
-from analysis.inference import ask, classify, entropy, is_known, probabilities
+from analysis.inference import (
+    entropy,
+    is_known,
+    predict_proba,
+    to_probabilities,
+    top_predictions,
+)
 from analysis.loading import load_model
 from images.image_folder import to_pixels
 from train import train
@@ -91,8 +97,8 @@ def test_the_probabilities_are_those_of_the_network(
     assert [result["file"] for result in done.results] == paths
     images = np.stack([to_pixels(Image.open(path)) for path in paths])
     model = load_model(checkpoint)
-    shares = ask(model, torch.from_numpy(images).permute(0, 3, 1, 2))
-    for result, share in zip(done.results, shares.tolist(), strict=True):
+    probabilities = predict_proba(model, torch.from_numpy(images).permute(0, 3, 1, 2))
+    for result, share in zip(done.results, probabilities.tolist(), strict=True):
         assert result.keys() == {"file", "predictions", "known", "error"}
         found = {one["label"]: one["probability"] for one in result["predictions"]}
         named = dict(zip(model.hparams["classes"], share, strict=True))
@@ -227,10 +233,10 @@ def test_an_unsure_network_warns(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red().save("a.png")
-    monkeypatch.setattr(inference, "UNSURE", 9.0)
+    monkeypatch.setattr(inference, "ENTROPY_THRESHOLD", 9.0)
     assert command("a.png", "--json").results[0]["known"] is True
     assert "probably none" not in command("a.png").out
-    monkeypatch.setattr(inference, "UNSURE", 0.0)
+    monkeypatch.setattr(inference, "ENTROPY_THRESHOLD", 0.0)
     assert command("a.png", "--json").results[0]["known"] is False
     assert command("a.png").out.endswith("  probably none of the classes\n")
 
@@ -257,7 +263,7 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         original = np.asarray(Image.open(f"{folder}/same.png"))
         assert np.array_equal(small[:, :32], original)
         image = torch.tensor(original).permute(2, 0, 1)[None]
-        heat = grad_cam(model, image, ask(model, image).argmax(1))[0].numpy()
+        heat = grad_cam(model, image, predict_proba(model, image).argmax(1))[0].numpy()
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
         assert changed[heat > 0.5].mean() > 30
@@ -335,16 +341,16 @@ def test_a_reader_that_leaves_early_is_no_error(checkpoint: Path) -> None:
 
 
 def test_known_is_what_is_surer_than_between_two_classes() -> None:
-    shares = torch.tensor(
+    probabilities = torch.tensor(
         [[0.6, 0.4, 0, 0], [0.49, 0.49, 0.02, 0], [0.7, 0.1, 0.1, 0.1]]
     )
-    assert entropy(shares)[2].item() == pytest.approx(0.940448, abs=1e-6)
-    assert is_known(shares).tolist() == [True, False, False]
+    assert entropy(probabilities)[2].item() == pytest.approx(0.940448, abs=1e-6)
+    assert is_known(probabilities).tolist() == [True, False, False]
 
 
 def test_a_network_of_two_classes_can_know_none_of_them() -> None:
-    shares = torch.tensor([[0.6, 0.4], [0.75, 0.25], [0.95, 0.05]])
-    assert is_known(shares).tolist() == [False, True, True]
+    probabilities = torch.tensor([[0.6, 0.4], [0.75, 0.25], [0.95, 0.05]])
+    assert is_known(probabilities).tolist() == [False, True, True]
 
 
 def test_label_smoothing_is_no_doubt() -> None:
@@ -352,16 +358,16 @@ def test_label_smoothing_is_no_doubt() -> None:
     sure = torch.tensor([[0.82] + 9 * [0.02]]).log()
     leaning = torch.tensor([[0.31, 0.53] + 8 * [0.02]]).log()
     both = torch.cat([sure, leaning])
-    assert is_known(probabilities(both, 0.0)).tolist() == [False, False]
-    assert is_known(probabilities(both, 0.2)).tolist() == [True, True]
-    assert is_known(probabilities(leaning * 0.8, 0.2)).tolist() == [False]
+    assert is_known(to_probabilities(both, 0.0)).tolist() == [False, False]
+    assert is_known(to_probabilities(both, 0.2)).tolist() == [True, True]
+    assert is_known(to_probabilities(leaning * 0.8, 0.2)).tolist() == [False]
 
 
-def test_classify_names_the_surest_first() -> None:
-    shares = torch.tensor([[0.1, 0.6, 0.3]])
-    [guesses] = classify(shares, ["a", "b", "c"], top=2)
+def test_top_predictions_are_sorted() -> None:
+    probabilities = torch.tensor([[0.1, 0.6, 0.3]])
+    [guesses] = top_predictions(probabilities, ["a", "b", "c"], top=2)
     assert guesses == [
         {"label": "b", "probability": 0.6},
         {"label": "c", "probability": 0.3},
     ]
-    assert len(classify(shares, ["a", "b", "c"], top=9)[0]) == 3
+    assert len(top_predictions(probabilities, ["a", "b", "c"], top=9)[0]) == 3

@@ -18,11 +18,11 @@ import torch
 import yaml
 
 import report
-from analysis.findings import Findings, Mistake, calibrate
+from analysis.evaluation import Evaluation, Mistake, calibrate
 from analysis.report import (
     Run,
     duration,
-    examine_run,
+    evaluate_run,
     lr_schedule,
     percent,
     read_run,
@@ -91,12 +91,12 @@ def make_run(folder: Path) -> Run:
     return Run(folder, config, METRICS, [row, row | {"epoch": 1.0, "step": 8.0}])
 
 
-def make_findings(*, mistakes: int = 3) -> Findings:
+def make_evaluation(*, mistakes: int = 3) -> Evaluation:
     image = torch.randint(256, (32, 32, 3), dtype=torch.uint8)
     mistake = Mistake(image, torch.rand(32, 32), CLASSES[0], 0.987, CLASSES[1])
     calibration = calibrate(torch.tensor([0.7, 0.9]), torch.tensor([True, False]))
     counts = torch.tensor([[8, 2, 0], [0, 10, 0], [5, 0, 5]])
-    return Findings(CLASSES, counts, calibration, [mistake] * mistakes)
+    return Evaluation(CLASSES, counts, calibration, [mistake] * mistakes)
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -107,7 +107,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
     pytest.importorskip("jinja2")
-    return Page(write_report(make_run(tmp_path), make_findings()))
+    return Page(write_report(make_run(tmp_path), make_evaluation()))
 
 
 def test_numbers_are_in_the_text(page: Page) -> None:
@@ -155,7 +155,7 @@ def test_no_part_of_a_figure_has_the_id_of_another(page: Page, tmp_path: Path) -
 
 def test_no_mistake_is_said(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
-    page = Page(write_report(make_run(tmp_path), make_findings(mistakes=0)))
+    page = Page(write_report(make_run(tmp_path), make_evaluation(mistakes=0)))
     assert "There are none" in page.text
     assert "img" not in page.tags
 
@@ -279,10 +279,10 @@ def test_other_images_than_the_run_had(quick_train: Train, image_folder: Path) -
     shutil.move("images/test/red", "images/test/rose")
     run = run._replace(config=replace(run.config, data_dir="images"))
     with pytest.raises(InputError, match=r"--data_dir .*images: the classes of the im"):
-        examine_run(run, torch.device("cpu"))
+        evaluate_run(run, torch.device("cpu"))
     run = run._replace(config=replace(run.config, data_dir="nowhere"))
     with pytest.raises(InputError, match="nowhere"):
-        examine_run(run, torch.device("cpu"))
+        evaluate_run(run, torch.device("cpu"))
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from analysis.inference import logits
+from analysis.inference import predict_logits
 from analysis.loading import load_model, read_trained
 from analysis.weights import compact, read_weights, round_weights, save_weights
 from common.errors import InputError
@@ -38,18 +38,20 @@ def test_a_file_holds_all_of_a_network(model: LitCustomResNet) -> None:
     torch.testing.assert_close(
         dict(loaded.net.state_dict()), dict(model.net.state_dict()), rtol=0, atol=0
     )
-    torch.testing.assert_close(logits(loaded, IMAGES), logits(model, IMAGES))
+    torch.testing.assert_close(
+        predict_logits(loaded, IMAGES), predict_logits(model, IMAGES)
+    )
 
 
 def test_rounded_weights_take_half_the_room(model: LitCustomResNet) -> None:
     save_weights(model, {}, Path("whole.safetensors"))
-    before = logits(model, IMAGES)
+    before = predict_logits(model, IMAGES)
     round_weights(model)
     save_weights(model, {}, Path("half.safetensors"))
     sizes = [Path(f"{name}.safetensors").stat().st_size for name in ("whole", "half")]
     assert 0.45 < sizes[1] / sizes[0] < 0.65  # the header is long for so small a net
-    after = logits(load_model(Path("half.safetensors")), IMAGES)
-    torch.testing.assert_close(after, logits(model, IMAGES))
+    after = predict_logits(load_model(Path("half.safetensors")), IMAGES)
+    torch.testing.assert_close(after, predict_logits(model, IMAGES))
     assert 0 < (after - before).abs().max() < 0.01
 
 
@@ -76,7 +78,9 @@ def test_an_export_says_what_shaped_the_network_but_not_where(
     export(format="weights", ckpt_path=str(path), output="again.ckpt")
     assert read_trained(Path("again.ckpt"))["config"] == config
     again = load_model(Path("again.ckpt"))
-    assert torch.equal(logits(again, IMAGES), logits(load_model(path), IMAGES))
+    assert torch.equal(
+        predict_logits(again, IMAGES), predict_logits(load_model(path), IMAGES)
+    )
 
 
 @pytest.mark.parametrize("kind", ["torn", "text", "foreign", "other metadata"])

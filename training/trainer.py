@@ -38,7 +38,7 @@ def build_trainer(
     clock: TrainingClock,
     saved: Checkpoint | None,
 ) -> pl.Trainer:
-    """Lightning's Trainer, told what of its own to leave to ours.
+    """Lightning's Trainer with this project's logger, callbacks and checkpoints.
 
     Args:
         config: All flags, settled.

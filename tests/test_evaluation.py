@@ -1,4 +1,4 @@
-"""Findings against numbers worked out by hand, and against torchmetrics."""
+"""Evaluation against numbers worked out by hand, and against torchmetrics."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
+from analysis.evaluation import BINS, MISTAKES, calibrate, evaluate_images
 from analysis.explanation import grad_cam
-from analysis.findings import BINS, MISTAKES, calibrate, examine
-from analysis.inference import ask, logits
+from analysis.inference import predict_logits, predict_proba
 from lightning_module import LitCustomResNet
 
 CLASSES = ("ant", "bee", "cat")
@@ -46,8 +46,8 @@ def test_findings_are_what_the_network_says() -> None:
     model = module.eval().requires_grad_(False)
     images = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8)
     labels = torch.arange(60) % 3
-    found = examine(model, images, labels)
-    scores = logits(model, images.permute(0, 3, 1, 2))
+    found = evaluate_images(model, images, labels)
+    scores = predict_logits(model, images.permute(0, 3, 1, 2))
     assert torch.equal(found.counts, multiclass_confusion_matrix(scores, labels, 3))
     said = scores.argmax(dim=1)
     accuracy = found.calibration.accuracy @ found.calibration.counts.double() / 60
@@ -55,22 +55,22 @@ def test_findings_are_what_the_network_says() -> None:
 
     assert len(found.mistakes) == MISTAKES
     sure = [mistake.probability for mistake in found.mistakes]
-    wrong = ask(model, images.permute(0, 3, 1, 2)).amax(dim=1)[said != labels]
+    wrong = predict_proba(model, images.permute(0, 3, 1, 2)).amax(dim=1)[said != labels]
     assert sure == pytest.approx(wrong.sort(descending=True).values[:MISTAKES].tolist())
     for mistake in found.mistakes:
         [place] = (images == mistake.image).all(dim=(1, 2, 3)).nonzero().flatten()
-        assert mistake.said == CLASSES[said[place]]
+        assert mistake.predicted == CLASSES[said[place]]
         assert mistake.true == CLASSES[labels[place]]
         heat = grad_cam(model, mistake.image.permute(2, 0, 1)[None], said[place, None])
         torch.testing.assert_close(mistake.heat, heat[0])
 
 
 def test_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.findings.grad_cam", None)  # has nothing to do
+    monkeypatch.setattr("analysis.evaluation.grad_cam", None)  # has nothing to do
     module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
     model = module.eval().requires_grad_(False)
     images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
-    said = logits(model, images.permute(0, 3, 1, 2)).argmax(dim=1)
-    found = examine(model, images, said)
+    said = predict_logits(model, images.permute(0, 3, 1, 2)).argmax(dim=1)
+    found = evaluate_images(model, images, said)
     assert found.mistakes == []
     assert found.counts.diag().sum() == 4

@@ -1,4 +1,4 @@
-"""What a trained network gets right and wrong, from one look at all test images."""
+"""Evaluation of a network: confusion, calibration, most confident mistakes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from analysis.explanation import grad_cam
-from analysis.inference import ask
+from analysis.inference import predict_proba
 from lightning_module import LitCustomResNet
 
 BINS = 15  # of the calibration, as in arXiv 1706.04599
@@ -38,26 +38,26 @@ class Mistake(NamedTuple):
     Attributes:
         image: uint8 (32, 32, 3).
         heat: float32 (32, 32), Grad-CAM of the predicted class, from 0 to 1.
-        said: The predicted class.
+        predicted: The predicted class.
         probability: That of the predicted class.
         true: The true class.
     """
 
     image: Tensor
     heat: Tensor
-    said: str
+    predicted: str
     probability: float
     true: str
 
 
-class Findings(NamedTuple):
-    """Everything that one look at the test images gives.
+class Evaluation(NamedTuple):
+    """Results of a network on the test images.
 
     Attributes:
         classes: Name of each of the C classes.
         counts: int64 (C, C), true classes down, predicted ones across.
         calibration: Of the predicted class.
-        mistakes: The most confident ones, the surest first.
+        mistakes: Wrong predictions, the most confident first.
     """
 
     classes: Sequence[str]
@@ -66,8 +66,10 @@ class Findings(NamedTuple):
     mistakes: list[Mistake]
 
 
-def examine(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Findings:
-    """Look at images with a trained network.
+def evaluate_images(
+    model: LitCustomResNet, images: Tensor, labels: Tensor
+) -> Evaluation:
+    """Evaluate a network on images with labels.
 
     Args:
         model: As `load_model` gives it, on any device.
@@ -75,18 +77,18 @@ def examine(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Findings:
         labels: int64 (N,), the true classes.
     """
     classes = list(model.hparams["classes"])
-    shares = ask(model, images.permute(0, 3, 1, 2))
-    surest, said = shares.max(dim=1)
-    return Findings(
+    probabilities = predict_proba(model, images.permute(0, 3, 1, 2))
+    confidence, predicted = probabilities.max(dim=1)
+    return Evaluation(
         classes,
-        multiclass_confusion_matrix(said, labels, len(classes)),
-        calibrate(surest, said == labels),
-        _mistakes(model, images, labels, shares),
+        multiclass_confusion_matrix(predicted, labels, len(classes)),
+        calibrate(confidence, predicted == labels),
+        _mistakes(model, images, labels, probabilities),
     )
 
 
 def calibrate(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibration:
-    """Compare confidence with accuracy; torchmetrics gives the error without the bins.
+    """Bin predictions by confidence; torchmetrics returns the error without the bins.
 
     Args:
         confidence: float (N,), probability of the predicted class, above 0.
@@ -95,47 +97,47 @@ def calibrate(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibrat
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     confidence = confidence.double()
-    place = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
-    counts = place.bincount(minlength=bins)
+    index = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
+    counts = index.bincount(minlength=bins)
     at_least_one = counts.clamp_min(1)
-    sure = place.bincount(confidence, minlength=bins) / at_least_one
-    right = place.bincount(correct.double(), minlength=bins) / at_least_one
-    ece = (counts * (sure - right).abs()).sum() / counts.sum()
-    return Calibration(counts, sure, right, ece.item())
+    mean_confidence = index.bincount(confidence, minlength=bins) / at_least_one
+    accuracy = index.bincount(correct.double(), minlength=bins) / at_least_one
+    ece = (counts * (mean_confidence - accuracy).abs()).sum() / counts.sum()
+    return Calibration(counts, mean_confidence, accuracy, ece.item())
 
 
-def confident_mistakes(shares: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Which images are put into a wrong class, the surest first.
+def confident_mistakes(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Which images are put into a wrong class, the most confident first.
 
     Args:
-        shares: float32 (N, C), as `ask` gives them.
+        probabilities: float32 (N, C), of `predict_proba`.
         labels: int64 (N,), the true classes.
         count: How many at most.
 
     Returns:
         int64 (M,), positions of the M <= `count` images.
     """
-    surest, said = shares.max(dim=1)
-    order = surest.argsort(descending=True, stable=True)
-    return order[said[order] != labels[order]][:count]
+    confidence, predicted = probabilities.max(dim=1)
+    order = confidence.argsort(descending=True, stable=True)
+    return order[predicted[order] != labels[order]][:count]
 
 
 def _mistakes(
-    model: LitCustomResNet, images: Tensor, labels: Tensor, shares: Tensor
+    model: LitCustomResNet, images: Tensor, labels: Tensor, probabilities: Tensor
 ) -> list[Mistake]:
-    chosen = confident_mistakes(shares, labels, MISTAKES)
+    chosen = confident_mistakes(probabilities, labels, MISTAKES)
     if not len(chosen):
         return []
     classes = model.hparams["classes"]
-    probabilities, said = shares[chosen].max(dim=1)
-    heats = grad_cam(model, images[chosen].permute(0, 3, 1, 2), said)
+    confidence, predicted = probabilities[chosen].max(dim=1)
+    heats = grad_cam(model, images[chosen].permute(0, 3, 1, 2), predicted)
     return [
         Mistake(image, heat, classes[guess], probability, classes[label])
         for image, heat, guess, probability, label in zip(
             images[chosen],
             heats,
-            said.tolist(),
-            probabilities.tolist(),
+            predicted.tolist(),
+            confidence.tolist(),
             labels[chosen].tolist(),
             strict=True,
         )
