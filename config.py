@@ -54,7 +54,7 @@ class Valid(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What a field is to others.
+    """What a field is annotated with.
 
     Attributes:
         valid: What its value may be; None for all of its type.
@@ -78,7 +78,7 @@ def option(
     reason: str = "",
     places: bool = False,
 ) -> Value:
-    """A field of `Config` with a default; `Marks` says what the others are."""
+    """A field of `Config`: its default and its `Marks`."""
     marks = Marks(valid, shapes, reason, places)
     made: Value = field(default=default, metadata={"marks": marks})
     return made

@@ -1,4 +1,4 @@
-"""`CIFAR10DataModule`: which images, which split, which loader."""
+"""`CIFAR10DataModule`: images, split and loaders."""
 
 import copy
 import logging
@@ -204,7 +204,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return EvalLoader(*part, batch_size=self.batch_size, **self._place()._asdict())
 
     def _place(self) -> Place:
-        """Where the Trainer, if there is one, wants the batches of this process."""
+        """Device and rank of this process; the CPU where there is no Trainer."""
         if self.trainer is None:
             return Place(torch.device("cpu"), 0, 1, on_host=False)
         device, trainer = self.trainer.strategy.root_device, self.trainer

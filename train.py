@@ -145,7 +145,7 @@ def train_in(
 def figures_of(
     trainer: pl.Trainer, config: Config, clock: TrainingClock, started: float
 ) -> dict[str, Any]:
-    """What metrics.json holds of a training beside loss and accuracy."""
+    """The part of metrics.json beside loss and accuracy."""
     return {
         "max_lr": config.lr,
         "epochs": trainer.current_epoch,

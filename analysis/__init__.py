@@ -1,3 +1,3 @@
-"""What a trained network says of images, and pages and pictures of it."""
+"""Inference, evaluation, explanation, figures and pages of a trained network."""
 
 import common  # noqa: F401  # before Lightning

@@ -16,7 +16,7 @@ MISTAKES = 12  # in the gallery
 
 
 class Calibration(NamedTuple):
-    """How far the probability of the predicted class can be trusted.
+    """Confidence against accuracy, binned.
 
     Attributes:
         counts: int64 (B,), images in each of B bins of equal width from 0 to 1.
@@ -33,7 +33,7 @@ class Calibration(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """An image that is put into a wrong class.
+    """A wrong prediction.
 
     Attributes:
         image: uint8 (32, 32, 3).

@@ -1,4 +1,4 @@
-"""Where in an image a network sees a class."""
+"""Explanation of predictions: Grad-CAM."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from lightning_module import LitCustomResNet
 
 
 def grad_cam(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Tensor:
-    """Where in each image the network sees a class (Grad-CAM, arXiv 1610.02391).
+    """Heat maps of where in each image the network sees a class (arXiv 1610.02391).
 
     The maps are those of the last convolution that has more than 3 x 3 places.
 

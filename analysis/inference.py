@@ -1,4 +1,4 @@
-"""A trained network and what it says of images."""
+"""Inference: logits, probabilities and predictions of images."""
 
 import logging
 import math
@@ -17,21 +17,19 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 500  # images at once
 ENTROPY_THRESHOLD = math.log(2)  # nats: that of two classes with the same probability
-GUESSING_THRESHOLD = (
-    0.9  # of the entropy of uniform probabilities
-)
+GUESSING_THRESHOLD = 0.9  # of the entropy of uniform probabilities
 FLOOR = 0.01  # least share of a softmax output that stays when smoothing is removed
 
 
 class LabelProbability(TypedDict):
-    """A class that an image may be of."""
+    """A class and its probability."""
 
     label: str
     probability: float
 
 
 class Prediction(TypedDict):
-    """What a network says of a file.
+    """The prediction for an image file.
 
     Attributes:
         file: Its path, as it was given.

@@ -1,4 +1,4 @@
-"""A trained network from a file, and where it is to work."""
+"""Loading a trained network, and choosing its device."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetens
 
 
 def load_model(path: Path | None = None) -> LitCustomResNet:
-    """The network of a checkpoint, on the CPU, ready for `ask` and `grad_cam`.
+    """The network of a checkpoint, on the CPU, ready for `predict_proba` and `grad_cam`.
 
     Args:
         path: A checkpoint that train.py wrote, or weights that export.py wrote; None
@@ -86,7 +86,7 @@ def check_same_images(
 
 
 def settle_device(name: str) -> torch.device:
-    """The device of `--device`, where a network is to be.
+    """The device that `--device` names.
 
     Args:
         name: Its type; "auto" for a GPU where there is one that can be used.

@@ -1,4 +1,4 @@
-"""A page to play with a trained network: what it says of images, and its mistakes."""
+"""The page of app.py: predictions of images, and the most confident mistakes."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -99,7 +99,7 @@ def read_run(path: Path, data_dir: str | None = None) -> Run:
 def open_run(
     run: Run, ckpt_path: Path | None = None, images: CIFAR10DataModule | None = None
 ) -> tuple[LitCustomResNet, CIFAR10DataModule]:
-    """The network and the images of a run, which fit each other.
+    """The network and the images of a run, checked against each other.
 
     Args:
         run: A finished run.
@@ -127,7 +127,7 @@ def open_run(
 def evaluate_run(
     run: Run, device: torch.device, images: CIFAR10DataModule | None = None
 ) -> Evaluation:
-    """Look at all test images with the network of the last epoch.
+    """Evaluate the network of the last epoch on all test images.
 
     Args:
         run: A finished run.

@@ -1,4 +1,4 @@
-"""What a run writes down for people and TensorBoard: figures, pictures, report."""
+"""Results of a run: figures, pictures and report, in the folder and in TensorBoard."""
 
 import logging
 from typing import Any
@@ -67,7 +67,7 @@ def write_end(
 def write_report(
     run: RunFolder, trainer: pl.Trainer, images: CIFAR10DataModule
 ) -> None:
-    """Look at the test images once more, for report.html and for TensorBoard.
+    """Evaluate the test images once more, for report.html and for TensorBoard.
 
     The training is done and saved: what goes wrong here is a line in the log.
     """

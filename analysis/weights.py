@@ -53,14 +53,14 @@ def read_weights(path: Path) -> Checkpoint:
 
 
 def round_weights(model: LitCustomResNet) -> None:
-    """Round to float16 what multiplies; batch norm's statistics stay as they are."""
+    """Round convolutions and the linear layer to float16; batch norm stays float32."""
     for parameter in model.net.parameters():
         if parameter.ndim > 1:
             parameter.data = parameter.data.half().float()
 
 
 def compact(value: Tensor) -> Tensor:
-    """A tensor as float16, if it is the same then."""
+    """A tensor as float16, if that changes no value."""
     rounded = value.half()
     is_same = value.is_floating_point() and torch.equal(rounded.float(), value)
     return rounded if is_same else value

@@ -1,4 +1,4 @@
-"""What every program stands on; and what libraries take for granted when imported."""
+"""Command line, files, errors, text; and fixes that must come before other imports."""
 
 import contextlib
 import getpass
@@ -7,7 +7,7 @@ import sys
 
 
 def _open_missing_streams() -> None:
-    """Lead the streams that the process was started without nowhere.
+    """Open os.devnull for standard streams that the process was started without.
 
     Files would take their numbers and get what is meant for them.
     """

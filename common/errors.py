@@ -1,4 +1,4 @@
-"""What ends a run with one line instead of a traceback, and how to see that one."""
+"""Errors that end a program with one line, and the traceback behind the line."""
 
 import os
 import re

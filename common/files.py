@@ -14,7 +14,7 @@ SEAL = 64  # bytes of a checksum in a zip file's comment
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path as a shell would take it: `~` and `~user` stand for home folders.
+    """A path with `~` and `~user` replaced by home folders, as a shell does.
 
     Shells leave `--flag=~/folder` and the paths in files as they are. Where no home
     folder is known, so does this.

@@ -1,4 +1,4 @@
-"""Text as a terminal, or a line of a message, can hold it."""
+"""Text for one line of a terminal."""
 
 import unicodedata
 

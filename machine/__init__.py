@@ -1,3 +1,3 @@
-"""What programs run on."""
+"""The machine: hardware, memory, provenance of results."""
 
 import common  # noqa: F401  # before Lightning

@@ -1,4 +1,4 @@
-"""What trains: devices, processes, precision, and whether they can be used."""
+"""Devices, processes and precision, and whether they can be used."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ NEEDS_SCRIPT = (
 
 
 class Hardware(NamedTuple):
-    """What a run trains on.
+    """Devices and precision of a run.
 
     Attributes:
         arguments: Those of `Trainer` that choose it, "auto" precision replaced.

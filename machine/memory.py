@@ -1,4 +1,4 @@
-"""Memory of the CPU and of a GPU: kept, given back, and what is free."""
+"""Memory of the CPU and of a GPU: what is kept, given back and free."""
 
 import contextlib
 import ctypes

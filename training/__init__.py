@@ -1,3 +1,3 @@
-"""What happens around the training: rate, callbacks, checkpoints, run folder."""
+"""Around the training: LR range test, callbacks, checkpoints, run folder."""
 
 import common  # noqa: F401  # before Lightning

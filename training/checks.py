@@ -1,4 +1,4 @@
-"""What a configuration and the machine, or the images, allow only together."""
+"""Checks of a configuration against the machine and the images."""
 
 from common.errors import InputError
 from config import Config

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether it is whole, and whether it fits."""
+"""Resuming a run: which checkpoint, whether it is whole, and whether it fits."""
 
 import io
 import logging
@@ -85,7 +85,7 @@ def read_newest(paths: list[Path]) -> tuple[Path, Checkpoint] | None:
 def check_same_run(
     checkpoint: Checkpoint, config: Config, images: Any, world_size: int
 ) -> None:
-    """Refuse to go on with other settings, images or processes than the checkpoint's.
+    """Refuse to resume with other settings, images or processes than the checkpoint's.
 
     Args:
         checkpoint: As `read_checkpoint` gives it.

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and the checkpoints to go on from.
+"""The run folder: its files, its lock, and the checkpoints to resume from.
 
 config.yaml            the resolved configuration; `train.py --config` runs it again
 metrics.csv            a row an epoch
