@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetens
 
 
 def load_model(path: Path | None = None) -> LitCustomResNet:
-    """The network of a checkpoint, on the CPU, ready for `predict_proba` and `grad_cam`.
+    """The network of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
         path: A checkpoint that train.py wrote, or weights that export.py wrote; None

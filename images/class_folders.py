@@ -48,7 +48,8 @@ def list_classes(folder: Path) -> Listing:
     """Find the images below a folder with a folder per class.
 
     Hidden files and folders are none; which of the others are images, their content
-    decides, but a file that is named like one must be one.
+    decides, but a file that is named like one must be one. torchvision's `ImageFolder`
+    goes by names alone, and by one spelling of them.
 
     Raises:
         InputError: The folder or a class is missing, empty or cannot be read.
