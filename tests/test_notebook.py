@@ -78,7 +78,7 @@ def test_it_runs_from_top_to_bottom(
     assert (project / "runs" / "notebook" / "checkpoints" / "last.ckpt").exists()
     assert (names["WIDTH"], len(names["test"].lrs)) == (4, 40)
     assert names["metrics"]["max_lr"] == names["test"].lr
-    assert int(names["findings"].counts.sum()) == 100
+    assert int(names["evaluation"].counts.sum()) == 100
     assert float(names["shares"].sum()) == pytest.approx(1)
 
 
@@ -101,7 +101,7 @@ def test_it_runs_on_the_published_cifar10(
         run_cell(code, names)
     assert names["images"].source == "cifar10"
     assert names["model"].hparams["classes"] == CLASSES
-    assert int(names["findings"].counts.sum()) == 60
+    assert int(names["evaluation"].counts.sum()) == 60
 
 
 @pytest.mark.slow  # starts a kernel and runs for a minute
