@@ -95,7 +95,7 @@ def make_findings(*, mistakes: int = 3) -> Findings:
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     records = caplog.records
-    return [record.message for record in records if record.name.startswith("comp")]
+    return [record.message for record in records if record.name == "training.summary"]
 
 
 @pytest.fixture
