@@ -47,10 +47,14 @@ class LitCustomResNet(pl.LightningModule):
         tta: How to test also with test-time augmentation: on the sum of logits for each
             image and its mirror image, or also for both moved by a pixel to either side
             along the diagonal, at half the weight (Jordan, arXiv 2404.00498).
+
+    After a test, `confusion` counts the images of all processes by true and by
+    predicted class, int64 (num_classes, num_classes).
     """
 
     mean: Tensor
     std: Tensor
+    confusion: Tensor
 
     def __init__(
         self,
@@ -149,8 +153,9 @@ class LitCustomResNet(pl.LightningModule):
         self._log_epoch("val", self.val_loss, self.val_acc)
 
     def on_test_epoch_end(self) -> None:
-        """Log loss and accuracy of the test set."""
+        """Log loss and accuracy of the test set; keep the confusion matrix."""
         self._log_epoch("test", self.test_loss, self.test_acc)
+        self.confusion = self.test_confusion.compute()
         if self.hparams["tta"] != "none":
             self.log("test/acc_tta", self.test_acc_tta)
         if self.hparams["tta"] == "views":

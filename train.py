@@ -28,8 +28,8 @@ from datamodule import CIFAR10DataModule
 from images.augmentation import Flip, PaddingMode
 from images.sources import DEFAULT_DIR, Asked
 from lightning_module import LitCustomResNet, Tta
-from training.callbacks import COLUMNS, History, TrainingClock
 from training.flags import check_flags, check_images, check_processes
+from training.history import COLUMNS, History, TrainingClock
 from training.lr_finder import Finder, RangeTest, range_test
 from training.resume import (
     Checkpoint,
@@ -39,6 +39,7 @@ from training.resume import (
 )
 from training.run_folder import RunFolder
 from training.summary import (
+    log_confusion,
     show_end,
     show_start,
     write_end,
@@ -223,6 +224,8 @@ def train_in(
         **circumstances,
     }
     if not fast_dev_run:
+        if config["limit_test_batches"]:
+            log_confusion(trainer, module)
         write_end(run, trainer, config, metrics, history.rows)
         if config["report"] and config["limit_test_batches"]:
             write_report(run, trainer, images)

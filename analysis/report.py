@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from analysis import figures
-from analysis.figures import Row
 from analysis.findings import Findings, Mistake, examine
 from analysis.inference import check_same_images, load_model
 from common.errors import InputError
@@ -25,6 +24,7 @@ from common.files import expanded, replacing
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet, one_cycle
+from training.history import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("config.yaml", "metrics.json", "metrics.csv", "checkpoints/last.ckpt")

@@ -24,7 +24,7 @@ from common import cli, environment
 from common.environment import now
 from custom_resnet import CustomResNet
 from train import build_module, train
-from training.callbacks import History, TrainingClock
+from training.history import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
 

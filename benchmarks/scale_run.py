@@ -24,7 +24,7 @@ from common.environment import Hardware
 from datamodule import CIFAR10DataModule
 from images.sources import ImageSet
 from train import build_module, train
-from training.callbacks import History, TrainingClock
+from training.history import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analysis import report
 from analysis.figures import (
-    Row,
+    confusion_figure,
     curves_figure,
     lr_finder_figure,
     mistakes_figure,
@@ -23,7 +23,8 @@ from analysis.figures import (
 from analysis.findings import Findings
 from common.errors import InputError, show_traceback
 from datamodule import CIFAR10DataModule
-from lightning_module import WITH_TTA
+from lightning_module import WITH_TTA, LitCustomResNet
+from training.history import Row
 from training.lr_finder import RangeTest
 from training.resume import IDENTITY
 from training.run_folder import RunFolder
@@ -54,6 +55,15 @@ def write_start(
         figure = lr_finder_figure(test)
         figure.savefig(run.path / "lr_finder.png", dpi=150)
         _logger(trainer).experiment.add_figure("lr_finder", figure)
+
+
+@rank_zero_only
+@own_style()
+def log_confusion(trainer: pl.Trainer, module: LitCustomResNet) -> None:
+    """Show TensorBoard the confusion matrix of the test set."""
+    figure = confusion_figure(module.confusion, module.hparams["classes"])
+    tag = "test/confusion"
+    _logger(trainer).experiment.add_figure(tag, figure, trainer.global_step)
 
 
 @rank_zero_only
