@@ -7,6 +7,7 @@ python evaluate.py --help
 """
 
 import json as json_format
+from collections.abc import Mapping
 from typing import Any
 
 import common  # noqa: F401  # puts right what the next ones stumble over
@@ -27,7 +28,7 @@ from images.loader import EvalLoader, fits
 from images.sources import Labelled
 from lightning_module import WITH_TTA, LitCustomResNet
 from machine import memory, provenance
-from machine.hardware import choose_hardware
+from machine.hardware import Hardware, choose_hardware
 
 
 def evaluate(
@@ -81,17 +82,8 @@ def evaluate(
         device=device,
         on_host=not fits(images.nbytes, memory.free_memory(device)),
     )
-    torch.set_float32_matmul_precision("high")  # as in train.py
-    trainer = pl.Trainer(
-        **hardware.arguments,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    [tested] = trainer.test(model, dataloaders=loader, verbose=False)
     results = {
-        **tested,
+        **test(model, loader, hardware),
         "images": len(labels),
         "classes": class_accuracies(model),
         "ckpt_path": str(path),
@@ -127,17 +119,38 @@ def read_test_images(
     return images, ours[labels]
 
 
+def test(
+    model: LitCustomResNet, loader: EvalLoader, hardware: Hardware
+) -> Mapping[str, float]:
+    """Test a network on the images of a loader, as train.py does on the test set.
+
+    Returns:
+        `test/acc`, `test/loss` and, with TTA, those of `WITH_TTA`; the network's
+        `confusion` holds the counts by class.
+    """
+    torch.set_float32_matmul_precision("high")  # as in train.py
+    trainer = pl.Trainer(
+        **hardware.arguments,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    [tested] = trainer.test(model, dataloaders=loader, verbose=False)
+    return tested
+
+
 def class_accuracies(model: LitCustomResNet) -> dict[str, dict[str, Any]]:
     """Accuracy and number of test images of each class of a network just tested.
 
     The accuracy of a class without images is None.
     """
-    counts = model.test_confusion.compute()
-    totals = counts.sum(dim=1).tolist()
+    totals = model.confusion.sum(dim=1).tolist()
+    rights = model.confusion.diag().tolist()
     return {
         name: {"acc": right / total if total else None, "images": total}
         for name, right, total in zip(
-            model.hparams["classes"], counts.diag().tolist(), totals, strict=True
+            model.hparams["classes"], rights, totals, strict=True
         )
     }
 

@@ -11,6 +11,8 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -45,10 +47,14 @@ class LitCustomResNet(pl.LightningModule):
         tta: How to test also with test-time augmentation: on the sum of logits for each
             image and its mirror image, or also for both moved by a pixel to either side
             along the diagonal, at half the weight (Jordan, arXiv 2404.00498).
+
+    After a test, `confusion` counts the images of all processes by true and by
+    predicted class, int64 (num_classes, num_classes).
     """
 
     mean: Tensor
     std: Tensor
+    confusion: Tensor
 
     def __init__(
         self,
@@ -147,29 +153,22 @@ class LitCustomResNet(pl.LightningModule):
         self._log_epoch("val", self.val_loss, self.val_acc)
 
     def on_test_epoch_end(self) -> None:
-        """Log loss and accuracy of the test set."""
+        """Log loss and accuracy of the test set; keep the confusion matrix."""
         self._log_epoch("test", self.test_loss, self.test_acc)
+        self.confusion = self.test_confusion.compute()
         if self.hparams["tta"] != "none":
             self.log("test/acc_tta", self.test_acc_tta)
         if self.hparams["tta"] == "views":
             self.log("test/acc_views", self.test_acc_views)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam, and one cycle that is stepped at every batch.
-
-        `OneCycleLR` also moves Adam's first beta, from 0.95 to 0.85 and back.
-        """
+        """Adam, and one cycle that is stepped at every batch."""
         optimizer = self.make_optimizer()
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.hparams["lr"],
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=PCT_START,
-            anneal_strategy="linear",
-        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        cycle = one_cycle(optimizer, self.hparams["lr"], steps)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": cycle, "interval": "step"},
         }
 
     def make_optimizer(self) -> torch.optim.Adam:
@@ -199,6 +198,26 @@ class LitCustomResNet(pl.LightningModule):
         self.log_dict({f"{split}/loss": loss, f"{split}/acc": accuracy})
 
 
+def one_cycle(optimizer: Optimizer, max_lr: float, steps: int) -> OneCycleLR:
+    """One cycle of the learning rate, straight up and straight down.
+
+    It begins at a 25th of the maximum and ends at 1/250,000. It also moves Adam's first
+    beta, from 0.95 to 0.85 and back.
+
+    Args:
+        optimizer: What it sets, now to the values of the first step.
+        max_lr: The maximum.
+        steps: Length of the cycle.
+    """
+    return OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=steps,
+        pct_start=PCT_START,
+        anneal_strategy="linear",
+    )
+
+
 def layout(device: torch.device) -> torch.memory_format:
     """How weights and maps lie in the memory of a device that trains.
 
@@ -210,7 +229,7 @@ def layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last
 
 
-def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+def _lay_out_as_weights(optimizer: Optimizer) -> None:
     """Lay Adam's means out as the weights, whatever device saved them.
 
     Fused Adam pairs them in the order in which they lie in memory.

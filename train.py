@@ -19,7 +19,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pytorch_lightning as pl
 import torch
 
-from analysis.results import write_end, write_report, write_start
+from analysis.results import log_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
 from config import Config, configured
@@ -28,8 +28,8 @@ from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
 from machine.hardware import Hardware, check_compiler, choose_hardware
-from training.callbacks import COLUMNS, History, TrainingClock
 from training.checks import check_images, check_processes
+from training.history import COLUMNS, History, TrainingClock
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
     Checkpoint,
@@ -134,6 +134,8 @@ def train_in(
     metrics = {name: history.rows[-1].get(name) for name in COLUMNS} | tested
     metrics |= figures_of(trainer, config, clock, started) | origin
     if not is_trial:
+        if config.limit_test_batches:
+            log_confusion(trainer, module)
         write_end(run, trainer, config, metrics, history.rows)
         if config.report and config.limit_test_batches:
             write_report(run, trainer, images)

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from analysis.evaluation import Calibration, Mistake
+from training.history import Row
 from training.lr_finder import RangeTest, smooth
 
-Row = dict[str, float]  # an epoch's metrics, as in metrics.csv
 SMALL = (4.8, 3.2)  # inches: legible on a phone
 ENLARGED = 8  # times, in the pictures of where the network looks
 LONGEST_NAME = 24  # letters of a class name in a figure

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +19,14 @@ from PIL import Image
 
 from analysis import figures
 from analysis.evaluation import Evaluation, Mistake, evaluate_images
-from analysis.figures import Row
 from analysis.loading import check_same_images, load_model
 from common.errors import InputError
 from common.files import replacing
 from config import Config
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
-from lightning_module import LitCustomResNet
+from lightning_module import LitCustomResNet, one_cycle
+from training.history import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("config.yaml", "metrics.json", "metrics.csv", "checkpoints/last.ckpt")
@@ -186,15 +185,13 @@ def lr_schedule(lr: float, steps: int) -> list[float]:
         lr: The maximum.
         steps: Length of the run.
     """
-    module: Any = LitCustomResNet("ab", (0, 0, 0), (1, 1, 1), lr, base_width=1)
-    module.trainer = SimpleNamespace(estimated_stepping_batches=steps)
-    optimizer = module.configure_optimizers()
-    schedule = optimizer["lr_scheduler"]["scheduler"]
-    rates = []
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    cycle = one_cycle(optimizer, lr, steps)
+    rates: list[float] = []
     for _ in range(steps):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer["optimizer"].step()  # or the schedule warns
-        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()  # or the schedule warns
+        cycle.step()
     return rates
 
 

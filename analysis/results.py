@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from analysis import report
 from analysis.evaluation import Evaluation
 from analysis.figures import (
-    Row,
+    confusion_figure,
     curves_figure,
     lr_finder_figure,
     mistakes_figure,
@@ -21,6 +21,8 @@ from analysis.figures import (
 from common.errors import InputError, show_traceback
 from config import SHAPING, Config
 from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
+from training.history import Row
 from training.lr_finder import RangeTest
 from training.run_folder import RunFolder
 
@@ -80,6 +82,15 @@ def write_report(
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
         show_traceback()
+
+
+@rank_zero_only
+@own_style()
+def log_confusion(trainer: pl.Trainer, module: LitCustomResNet) -> None:
+    """Show TensorBoard the confusion matrix of the test set."""
+    figure = confusion_figure(module.confusion, module.hparams["classes"])
+    tag = "test/confusion"
+    _logger(trainer).experiment.add_figure(tag, figure, trainer.global_step)
 
 
 @own_style()

@@ -26,7 +26,7 @@ from machine import memory
 from machine.hardware import choose_hardware
 from machine.provenance import now
 from train import build_module
-from training.callbacks import History, TrainingClock
+from training.history import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
 

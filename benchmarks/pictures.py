@@ -3,17 +3,16 @@
     python benchmarks/pictures.py
 
 writes SVG files to docs/pictures/. They show numbers only: the schedule is asked of
-`LitCustomResNet`, the range tests are those of `lr_stability.py`, and the sweep is that
+`one_cycle`, the range tests are those of `lr_stability.py`, and the sweep is that
 of `lr_sweep.py`, where there is one on record.
 """
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,7 +24,7 @@ from benchmarks.lr_stability import Tests, read_tests
 from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
 from benchmarks.tables import read_runs, short_names, values
 from common import cli
-from lightning_module import LitCustomResNet
+from lightning_module import one_cycle
 from training.lr_finder import RangeTest, smooth
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -34,18 +33,15 @@ BATCHES, EPOCHS = 175, 24  # of 256 in the 45,000 images that train.py trains on
 
 def schedule(max_lr: float, steps: int) -> tuple[list[float], list[float]]:
     """Learning rate and first beta of Adam at each step of a run."""
-    module = LitCustomResNet("ab", (0.5,) * 3, (0.25,) * 3, max_lr, base_width=1)
-    trainer = SimpleNamespace(estimated_stepping_batches=steps)
-    with mock.patch.object(LitCustomResNet, "trainer", trainer):
-        configured: dict[str, Any] = dict(module.configure_optimizers())
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    cycle = one_cycle(optimizer, max_lr, steps)
     lrs, betas = [], []
     for _ in range(steps):
         group = optimizer.param_groups[0]
         lrs.append(group["lr"])
         betas.append(group["betas"][0])
         optimizer.step()
-        scheduler["scheduler"].step()
+        cycle.step()
     return lrs, betas
 
 

@@ -26,7 +26,7 @@ from images.sources import ImageSet
 from machine import memory, provenance
 from machine.hardware import Hardware, choose_hardware
 from train import build_module
-from training.callbacks import History, TrainingClock
+from training.history import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
 

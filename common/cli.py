@@ -47,7 +47,7 @@ EXPECTED_WARNINGS = (
     # A run may go on in another folder.
     # https://github.com/Lightning-AI/pytorch-lightning/pull/12225
     "The dirpath has changed",
-    # Our loader does go on within an epoch, see `StepCheckpoint`.
+    # Our loader does go on within an epoch, see `Guard`.
     # https://github.com/Lightning-AI/pytorch-lightning/issues/20550
     ".*your dataloader is not resumable",
     # Nothing is held out.

@@ -83,7 +83,12 @@ class TrainLoader:
         self.epoch = epoch
 
     def resume_at(self, epoch: int, batch: int) -> None:
-        """Begin one epoch in its middle, where an interrupted run goes on."""
+        """Begin one epoch in its middle, where an interrupted run goes on.
+
+        It is no `load_state_dict`, as Lightning drops a loader's state where the length
+        of the training is asked for early, as `one_cycle` needs it:
+        https://github.com/Lightning-AI/pytorch-lightning/issues/20550.
+        """
         self.resumed = (epoch, batch)
 
     def __len__(self) -> int:

@@ -39,7 +39,8 @@ from machine.hardware import (
     resolve_precision,
 )
 from run_files import LAST
-from training.callbacks import FiniteLoss, History
+from training.guard import Guard
+from training.history import History
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
@@ -63,21 +64,17 @@ def train_loader(device: torch.device) -> TrainLoader:
 
 def train_epoch(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
     """An epoch's steps with what is done at each, and its metrics, still there."""
-    trainer: Any = SimpleNamespace(global_step=0)
-    finite_loss = FiniteLoss(History(None), list)
-    place: Any = SimpleNamespace(device=device)
-    finite_loss.on_train_start(trainer, place)
+    guard = Guard(None, 0, History(None), list)
     optimizer = module.train().make_optimizer()
     for step, batch in enumerate(train_loader(device)):
-        trainer.global_step = step + 1
         loss = module.training_step(batch, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        finite_loss.on_train_batch_end(trainer, module, {"loss": loss})
+        guard.note_loss(step, loss)
     weight = next(module.net.parameters())
     metrics = [module.train_loss.compute(), module.train_acc.compute()]
-    return [loss, weight, finite_loss.bad_step, *metrics]
+    return [loss, weight, guard.bad_step, *metrics]
 
 
 def evaluate_all(module: LitCustomResNet, device: torch.device) -> list[Tensor]:

@@ -21,7 +21,7 @@ import train
 from common.signals import SIGNALS
 from run_files import assert_same
 from training import run_folder
-from training.checkpoint import StepCheckpoint
+from training.guard import Guard
 
 Start = Callable[..., Any]  # starts a training in a process of its own
 Unbroken = Callable[..., tuple[dict[str, Any], float]]
@@ -46,9 +46,9 @@ PLACES: dict[str, tuple[Any, str]] = {
     "replace": (os, "replace"),
     "step": (torch.optim.Adam, "step"),
     "epoch's end": (ModelCheckpoint, "_save_checkpoint"),
-    "epoch saved": (StepCheckpoint, "on_train_epoch_end"),
+    "epoch saved": (Guard, "on_train_epoch_end"),
     "validation": (Callback, "on_validation_start"),
-    "test": (Callback, "on_test_start"),
+    "test": (Callback, "on_test_epoch_start"),
     "summary": (run_folder.RunFolder, "write_metrics"),
 }
 

@@ -1,19 +1,25 @@
 """The module: schedule, optimizer, normalisation, metrics, learning."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from images.loader import EvalLoader
-from lightning_module import LitCustomResNet
+from lightning_module import LitCustomResNet, one_cycle
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def make_module(**options: Any) -> LitCustomResNet:
@@ -22,29 +28,47 @@ def make_module(**options: Any) -> LitCustomResNet:
     return LitCustomResNet(("a", "b", "c"), MEAN, STD, **settings)
 
 
-def learning_rates(total_steps: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def learning_rates(total_steps: int) -> list[float]:
     """The LR of every step of the cycle, as the Trainer would step it."""
-    trainer = SimpleNamespace(estimated_stepping_batches=total_steps)
-    monkeypatch.setattr(LitCustomResNet, "trainer", trainer)
-    configured: Any = make_module(lr=0.02).configure_optimizers()
-    scheduler = configured["lr_scheduler"]["scheduler"]
-    assert configured["lr_scheduler"]["interval"] == "step"
+    optimizer = make_module(lr=0.5).make_optimizer()
+    cycle = one_cycle(optimizer, 0.02, total_steps)
     rates = []
     for _ in range(total_steps):
-        rates.append(configured["optimizer"].param_groups[0]["lr"])
-        configured["optimizer"].step()
-        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cycle.step()
     return rates
 
 
-def test_cycle_peaks_at_epoch_5_of_24(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = learning_rates(24 * 10, monkeypatch)
+def test_cycle_peaks_at_epoch_5_of_24() -> None:
+    rates = learning_rates(24 * 10)
     assert rates[0] == pytest.approx(0.0008)  # a 25th of the maximum
     assert rates[24] == pytest.approx(0.0008 + 24 / 49 * 0.0192)  # straight up
     assert rates[49] == pytest.approx(0.02)  # the last step of the fifth epoch
     assert max(rates) == rates[49]
     assert rates[144] == pytest.approx(0.01, rel=1e-5)  # straight down
     assert rates[239] == pytest.approx(8e-8)  # a 10,000th of the first
+
+
+def test_the_trainer_steps_a_cycle_as_long_as_the_training() -> None:
+    seen = []
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            for group in trainer.optimizers[0].param_groups:
+                seen.append((group["lr"], group["betas"][0]))
+
+    images = torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8)
+    loader = EvalLoader(images, torch.arange(12) % 3, batch_size=2, device=CPU)
+    options: dict[str, Any] = {"max_epochs": 4, "limit_val_batches": 0}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[Note()], **options, **QUIET)
+    trainer.fit(make_module(lr=0.02), loader, loader)
+    expected = learning_rates(24)
+    assert [lr for lr, _ in seen] == pytest.approx(
+        [lr for lr in expected for _ in range(2)]  # with weight decay and without
+    )
+    assert seen[0] == pytest.approx((0.0008, 0.95))
+    assert seen[8] == pytest.approx((0.02, 0.85))  # the fifth of 24
 
 
 def test_six_views_are_weighted_two_to_one() -> None:
@@ -85,8 +109,8 @@ def test_flip_tta_adds_the_mirror_image() -> None:
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 24, 48])
-def test_cycle_of_any_length(total_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = learning_rates(total_steps, monkeypatch)
+def test_cycle_of_any_length(total_steps: int) -> None:
+    rates = learning_rates(total_steps)
     assert rates[-1] == pytest.approx(8e-8)
     assert all(0 < rate <= 0.02 for rate in rates)
 
@@ -189,14 +213,7 @@ def test_losses_add_up_in_float32_in_every_precision() -> None:
     labels = torch.arange(600) % 3  # so many losses are too many for bfloat16
     losses = {}
     for precision in ("32-true", "bf16-true", "64-true"):
-        trainer: Any = pl.Trainer(
-            accelerator="cpu",
-            precision=precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer: Any = pl.Trainer(accelerator="cpu", precision=precision, **QUIET)
         for size in (1, 512) if precision == "bf16-true" else (512,):
             module = make_module(base_width=2)
             loader = EvalLoader(images, labels, batch_size=size, device=CPU)

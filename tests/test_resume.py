@@ -16,7 +16,7 @@ from analysis.loading import WEIGHTS
 from common.errors import InputError
 from run_files import BEST, LAST, STEP, Payload, assert_same, rows, weights
 from training.checkpoint import AtomicCheckpointIO
-from training.progress import RunProgressBar
+from training.guard import Guard
 from training.resume import read_checkpoint
 
 Train = Callable[..., dict[str, Any]]
@@ -27,11 +27,11 @@ class KilledError(Exception):
 
 
 def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(self: RunProgressBar, trainer: Any, *_: Any) -> None:
+    def die(self: Guard, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == epoch:
             raise KilledError
 
-    monkeypatch.setattr(RunProgressBar, "on_train_batch_end", die)
+    monkeypatch.setattr(Guard, "on_train_batch_end", die)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

@@ -6,16 +6,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torchmetrics import Metric
 
-from common.errors import InputError, StoppedError
+from common.errors import InputError
 from common.files import replacing, sealed
-from training.callbacks import FiniteLoss
-from training.stop import StopSignal
-
-EPOCH_METRICS = ("train_loss", "train_acc")  # those that an epoch adds up
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -94,86 +89,6 @@ def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
     ]
 
 
-class StepCheckpoint(Checkpoint):
-    """Saves `step.ckpt` within an epoch, every so often and when a signal asks to stop.
-
-    It also makes a run go on exactly there: with the next batch, and with what the
-    epoch's metrics had added up. At the end of an epoch `last.ckpt` is saved instead,
-    and `step.ckpt` goes. Put it last.
-
-    Args:
-        path: The file, or None to save nothing and only stop.
-        every_n_steps: How often; 0 for at a signal only.
-        stop: Who notes the signals.
-        finite_loss: Who knows whether the weights are worth saving.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        every_n_steps: int,
-        stop: StopSignal,
-        finite_loss: FiniteLoss,
-    ) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
-        self.stop, self.finite_loss = stop, finite_loss
-
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Go on with the batch after the last one."""
-        loader: Any = trainer.train_dataloader
-        epoch, batch = divmod(trainer.global_step, int(trainer.num_training_batches))
-        loader.resume_at(epoch, batch)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save, if it is time to; stop, if a signal came.
-
-        Raises:
-            DivergedError: A loss was not finite, so nothing is saved.
-            StoppedError: A signal came.
-        """
-        if not _steps_in_epoch(trainer):
-            return  # the epoch is over: `last.ckpt` is next
-        signum = self.stop.agreed(trainer)
-        is_due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if self.path is not None and (signum or is_due):
-            self.finite_loss.check(trainer)
-            trainer.save_checkpoint(self.path)
-        if signum:
-            raise StoppedError(signum)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Drop what `last.ckpt` has overtaken; stop, if a signal came.
-
-        Raises:
-            StoppedError: A signal came.
-        """
-        if self.path is not None and trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)
-        signum = self.stop.agreed(trainer)
-        if signum:
-            raise StoppedError(signum)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
-    ) -> None:
-        """Within an epoch, add the sums of its metrics, of every process."""
-        if _steps_in_epoch(trainer):
-            checkpoint["epoch_metrics"] = {
-                metric: pl_module.all_gather(_metric(pl_module, metric).metric_state)
-                for metric in EPOCH_METRICS
-            }
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
-    ) -> None:
-        """Give every process its sums back."""
-        for metric, sums in checkpoint.get("epoch_metrics", {}).items():
-            for name, value in sums.items():
-                own = value.view(trainer.world_size, -1)[trainer.global_rank]
-                state = getattr(_metric(pl_module, metric), name)
-                state.copy_(own.view_as(state))
-
-
 class ConfigInCheckpoint(Callback):
     """Stores what a run is in every checkpoint, for a resume to compare."""
 
@@ -187,13 +102,3 @@ class ConfigInCheckpoint(Callback):
         checkpoint["config"] = self.config
         checkpoint["world_size"] = trainer.world_size
         checkpoint["images"] = self.fingerprint
-
-
-def _metric(module: Any, name: str) -> Metric:
-    metric: Metric = getattr(module, name)
-    return metric
-
-
-def _steps_in_epoch(trainer: pl.Trainer) -> int:
-    """Steps since the last whole epoch."""
-    return int(trainer.global_step % trainer.num_training_batches)

@@ -11,22 +11,17 @@ from torch import Tensor
 from config import Config
 from datamodule import CIFAR10DataModule
 from machine.hardware import Hardware
-from training.callbacks import (
-    FiniteLoss,
-    History,
-    TensorBoardDetails,
-    TrainingClock,
-)
 from training.checkpoint import (
     AtomicCheckpointIO,
     ConfigInCheckpoint,
-    StepCheckpoint,
     checkpoint_callbacks,
 )
+from training.guard import Guard
+from training.history import History, TrainingClock
 from training.progress import RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
-from training.stop import StopSignal
+from training.tensorboard import TensorBoardDetails
 
 
 def build_trainer(
@@ -92,19 +87,18 @@ def _build_callbacks(
     clock: TrainingClock,
 ) -> list[Callback]:
     """What happens beside the training, in the order in which it has to."""
-    stop, finite_loss = StopSignal(), FiniteLoss(history, run.newest_checkpoints)
-    callbacks: list[Callback] = [stop, RunProgressBar(), finite_loss, clock]
+    callbacks: list[Callback] = [RunProgressBar(), clock]
     if config.ema_decay:
         average = exponential_average(config.ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
-    steps, step_ckpt = config.ckpt_every_n_steps, run.checkpoints / "step.ckpt"
     if logger is None:
-        return [*callbacks, history, StepCheckpoint(None, 0, stop, finite_loss)]
+        return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
     callbacks += [TensorBoardDetails(logger, history), history]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
     has_val = config.val_size and config.limit_val_batches
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
-    return [*callbacks, StepCheckpoint(step_ckpt, steps, stop, finite_loss)]
+    path, steps = run.checkpoints / "step.ckpt", config.ckpt_every_n_steps
+    return [*callbacks, Guard(path, steps, history, run.newest_checkpoints)]
 
 
 def exponential_average(

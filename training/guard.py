@@ -1,0 +1,179 @@
+"""Ends a run in time, with a checkpoint from which it goes on exactly."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torchmetrics import Metric
+
+from common import signals
+from common.errors import DivergedError, StoppedError
+from common.signals import SIGNALS
+from training.history import History
+
+EPOCH_METRICS = ("train_loss", "train_acc")  # those that an epoch adds up
+
+
+class Guard(Checkpoint):
+    """Ends a run whose loss is not finite, or that a signal asks to stop.
+
+    *Finite*: the first bad step is noted on the device and read once an epoch, so no
+    step waits for it, and before any checkpoint is written.
+
+    *Signals*: the step is finished and saved. Lightning 2.6.6 would end with exit code
+    0 on SIGTERM, with 1 on Ctrl-C, and save nothing:
+    https://github.com/Lightning-AI/pytorch-lightning/issues/19916. At a second Ctrl-C
+    the run ends at once. Signals that were ignored stay ignored.
+
+    *`step.ckpt`*: saved within an epoch, at a signal and every so often. A run goes on
+    exactly there: with the next batch, and with what the epoch's metrics had added up.
+    At the end of an epoch `last.ckpt` is saved instead, and `step.ckpt` goes.
+
+    Put it last: what it saves is what the other callbacks have done.
+
+    Args:
+        path: Where `step.ckpt` is; None to save nothing and only stop.
+        every_n_steps: How often to save it; 0 for at a signal only.
+        history: Knows the learning rates.
+        newest_checkpoints: Names those that a run could go on from.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        every_n_steps: int,
+        history: History,
+        newest_checkpoints: Callable[[], list[Path]],
+    ) -> None:
+        self.path, self.every_n_steps = path, every_n_steps
+        self.history, self.newest_checkpoints = history, newest_checkpoints
+        self.signum = 0
+        self.ignored: dict[int, signals.Handler] = {
+            signum: handler
+            for signum, handler in signals.current().items()
+            if handler == signal.SIG_IGN
+        }
+        self.bad_step = torch.tensor(-1)  # none so far
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Take the signals from Lightning; go on with the batch after the last one."""
+        signals.install(dict.fromkeys(SIGNALS, self._note_signal))
+        signals.install(self.ignored)
+        loader: Any = trainer.train_dataloader
+        epoch, batch = divmod(trainer.global_step, int(trainer.num_training_batches))
+        loader.resume_at(epoch, batch)
+
+    def on_test_start(self, *_: Any) -> None:
+        """Ignore the signals again that Lightning has taken over."""
+        signals.install(self.ignored)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Save, if it is time to; stop, if a signal came.
+
+        Raises:
+            DivergedError: A loss was not finite, so nothing is saved.
+            StoppedError: A signal came.
+        """
+        self.note_loss(trainer.global_step - 1, outputs["loss"])
+        if not _steps_in_epoch(trainer):  # the epoch is over: `last.ckpt` is next
+            self._check_finite(trainer)
+            return
+        signum = self._agreed_signal(trainer)
+        is_due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if self.path is not None and (signum or is_due):
+            self._check_finite(trainer)
+            trainer.save_checkpoint(self.path)
+        if signum:
+            raise StoppedError(signum)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Drop what `last.ckpt` has overtaken; stop, if a signal came.
+
+        Raises:
+            StoppedError: A signal came.
+        """
+        if self.path is not None and trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
+        signum = self._agreed_signal(trainer)
+        if signum:
+            raise StoppedError(signum)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
+    ) -> None:
+        """Within an epoch, add the sums of its metrics, of every process."""
+        if _steps_in_epoch(trainer):
+            checkpoint["epoch_metrics"] = {
+                metric: pl_module.all_gather(_metric(pl_module, metric).metric_state)
+                for metric in EPOCH_METRICS
+            }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
+    ) -> None:
+        """Give every process its sums back."""
+        for metric, sums in checkpoint.get("epoch_metrics", {}).items():
+            for name, value in sums.items():
+                own = value.view(trainer.world_size, -1)[trainer.global_rank]
+                state = getattr(_metric(pl_module, metric), name)
+                state.copy_(own.view_as(state))
+
+    def note_loss(self, step: int, loss: Tensor) -> None:
+        """Note a step if it is the first bad one, on the device of its loss."""
+        noted = self.bad_step.to(loss.device)
+        self.bad_step = torch.where(~loss.isfinite() & (noted < 0), step, noted)
+
+    def _check_finite(self, trainer: pl.Trainer) -> None:
+        """End a run whose loss or weights are not finite, in every process alike."""
+        bad_step = int(trainer.strategy.reduce(self.bad_step, reduce_op="max"))
+        weights = trainer.lightning_module.parameters()
+        are_finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
+        # A step can spoil the weights and still have had a loss.
+        if bad_step < 0 and not are_finite:
+            bad_step = trainer.global_step - 1
+        if bad_step >= 0:
+            lr = self.history.lrs[bad_step - trainer.global_step]
+            good = (*self.newest_checkpoints(), "none")[0]
+            raise DivergedError(
+                f"the loss or a weight was not finite at step {bad_step}, where the LR "
+                f"was {lr:.3g}; last good checkpoint: {good}; try a lower --lr, or "
+                "--precision 32-true"
+            )
+
+    def _agreed_signal(self, trainer: pl.Trainer) -> int:
+        """The signal that any process got; 0 for none. All processes must ask."""
+        if trainer.world_size == 1:
+            return self.signum
+        signum = torch.tensor(self.signum, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(signum, reduce_op="max"))
+
+    def _note_signal(self, signum: int, _: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.signum == signum:
+            raise StoppedError(signum)
+        self.signum = signum
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            # Not through `print`, which the signal may have interrupted. The terminal
+            # may be gone.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
+
+
+def _metric(module: Any, name: str) -> Metric:
+    metric: Metric = getattr(module, name)
+    return metric
+
+
+def _steps_in_epoch(trainer: pl.Trainer) -> int:
+    """Steps since the last whole epoch."""
+    return int(trainer.global_step % trainer.num_training_batches)
