@@ -26,7 +26,7 @@ class TensorBoardDetails(Callback):
         self.history = history
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the network's graph; it takes a while, so before `Guard` must be there."""
+        """Log the network's graph; before `Guard` starts, as it takes a while."""
         classes, width = pl_module.hparams["classes"], pl_module.hparams["base_width"]
         if trainer.is_global_zero:
             self.writer.file_writer.add_graph(_traced(len(classes), width))
