@@ -19,11 +19,11 @@ FLOORS = [
     {"benchmarks"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = [
+MODULES = sorted(
     path.relative_to(PROJECT)
     for room in FLOOR
     for path in (*PROJECT.glob(f"{room}.py"), *PROJECT.glob(f"{room}/**/*.py"))
-]
+)
 
 
 def imports(path: Path) -> Iterator[str]:
