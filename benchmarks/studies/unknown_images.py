@@ -1,7 +1,7 @@
 """Which score best tells images of known classes from images of none.
 
-    python benchmarks/unknown_images.py --ckpt_path FILE --data_dir data/cifar10 \
-        --output FILE.csv
+    python benchmarks/studies/unknown_images.py --ckpt_path FILE \
+        --data_dir data/cifar10 --output FILE.csv
 
 compares scores on the test images of the classes that a network knows and
 on four kinds of images of which it knows none: drawn shapes, uniform noise, test images
@@ -22,19 +22,21 @@ are the shares of images below it. The columns `warned_` hold the shares of imag
 which predict.py says that they are probably of none of the classes.
 """
 
-import datetime
-import itertools
-import operator
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
 
 from analysis.inference import (
     entropy,
@@ -43,7 +45,7 @@ from analysis.inference import (
     logits,
     probabilities,
 )
-from benchmarks.rows import add_row, read_rows
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli, environment
 from common.errors import InputError
 from datamodule import stratified_split
@@ -53,6 +55,7 @@ from images.synthetic import SHAPES, draw_shapes
 from lightning_module import LitCustomResNet
 from training.resume import Checkpoint, read_checkpoint
 
+RECORD = RESULTS / "2026-11-22_unknown_images_cpu.csv"
 REFUSED = 0.05  # share of the known images that a threshold may refuse
 
 # Logits and probabilities, float64 (N, C) each -> (N,), higher for known images.
@@ -80,10 +83,9 @@ class Images(NamedTuple):
 
 def auroc(known: Tensor, unknown: Tensor) -> float:
     """Chance that a known image scores above an unknown one; a tie counts one half."""
-    ordered = unknown.sort().values
-    below = torch.searchsorted(ordered, known)
-    not_above = torch.searchsorted(ordered, known, right=True)
-    return float((below + not_above).double().mean() / (2 * len(ordered)))
+    # torchmetrics would pass what is not between 0 and 1 through a sigmoid first.
+    pairs = len(known) * len(unknown)
+    return float(stats.mannwhitneyu(known, unknown).statistic / pairs)
 
 
 def refused(scores: Tensor, threshold: Tensor) -> float:
@@ -198,23 +200,23 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(file: Path = RECORD) -> str:
     """A row a network and kind: AUROC of each score, and share with a warning."""
-    lines = [
-        f"| unknown images | network | n | {' | '.join(SCORES)} | warned of |",
-        f"|{'---|' * (len(SCORES) + 4)}",
-    ]
-    network = ("n_classes", "base_width", "epochs", "label_smoothing")
-    for kind, same in itertools.groupby(rows, operator.itemgetter("unknown", *network)):
-        group = list(same)
-        unknown, classes, width, epochs, smoothing = kind
-        settings = f"{classes} classes, width {width}, {epochs} epochs"
-        settings += f", smoothing {smoothing}"
-        cells = [unknown, settings, group[0]["n_unknown"]]
-        cells += [f"{float(row['auroc']):.3f}" for row in group]
-        cells.append(f"{100 * float(group[0]['warned_unknown']):.1f} %")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    settings = ["unknown", "n_classes", "base_width", "epochs", "label_smoothing"]
+    rows = []
+    for setting, same in read_rows(file).groupby(settings, sort=False):
+        unknown, classes, width, epochs, smoothing = setting
+        network = f"{classes} classes, width {width}, {epochs} epochs"
+        row = {
+            "unknown images": unknown,
+            "network": f"{network}, smoothing {smoothing}",
+        }
+        row |= {"n": same["n_unknown"].iloc[-1]}
+        for score, auroc in zip(same["score"], same["auroc"], strict=True):
+            row[score] = f"{auroc:.3f}"
+        row["warned of"] = f"{100 * same['warned_unknown'].iloc[-1]:.1f} %"
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
 
 
 def unknown_images(
@@ -242,17 +244,16 @@ def unknown_images(
     chosen = choose_images(checkpoint, images, limit, seed)
     cpu = environment.Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
     shared = {
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "n_classes": len(checkpoint["hyper_parameters"]["classes"]),
         "base_width": model.hparams["base_width"],
         "epochs": checkpoint["epoch"] + 1,
         "label_smoothing": model.hparams["label_smoothing"],
         **environment.circumstances(cpu),
     }
-    rows = [row | shared for row in compare(model, chosen)]
-    for row in rows:
-        add_row(Path(output), row)
-    print(table([{name: str(value) for name, value in row.items()} for row in rows]))
+    for row in compare(model, chosen):
+        add_row(Path(output), row | shared)
+    print(table(Path(output)))
 
 
 if __name__ == "__main__":
