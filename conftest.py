@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from benchmarks import recipe
 from common.signals import SIGNALS
 from datamodule import CIFAR10DataModule
 from images import download
@@ -81,20 +80,6 @@ def quick_train(image_folder: Path) -> Callable[..., Metrics]:
         return train(**quick | flags)
 
     return run
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The flags of each training that a measurement starts, in order."""
-    calls: list[dict[str, Any]] = []
-    quietly_train = recipe.quietly_train
-
-    def note(flags: dict[str, Any]) -> dict[str, Any]:
-        calls.append(flags)
-        return quietly_train(flags)
-
-    monkeypatch.setattr(recipe, "quietly_train", note)
-    return calls
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,36 @@
-"""How far two recipes are apart, and how often chance alone would do that.
+"""How far recipes are apart, and how often chance alone would do that.
 
     python benchmarks/compare.py "RECIPE A" "RECIPE B"
+    python benchmarks/compare.py > FILE.md
 
 Runs on record with the same device and precision are compared, of each seed the newest.
+The second writes a dated report of the recipes in configs/: every run that the README's
+table has means of, and how far any two recipes are apart.
 """
 
-import math
-import statistics
+import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tables import (
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import pandas as pd
+from scipy import stats
+
+from benchmarks.rows import markdown, today
+from benchmarks.runs import (
     ACCURACIES,
+    KIND,
     RUNS,
-    Run,
     by_kind,
+    labels,
     percent,
-    read_given,
-    values,
+    read_runs,
+    results,
+    runs_of_configs,
 )
 from common import cli
 from common.errors import InputError
@@ -40,58 +50,60 @@ def compare(recipes: list[str], runs: str = str(RUNS)) -> None:
     """
     if len(recipes) != 2:
         raise InputError(f"give the names of two recipes, got {len(recipes)}")
-    print(comparison(read_given(runs), *recipes))
-
-
-def comparison(runs: Sequence[Run], first: str, second: str) -> str:
-    """The second recipe against the first, a line for each accuracy and device.
-
-    Args:
-        runs: All runs.
-        first: Name of a recipe, or its beginning.
-        second: Likewise.
-
-    Raises:
-        InputError: There is no such recipe, or there are too few runs of it on a
-            device that the other has run on.
-    """
-    before, after = (find_recipe(runs, name) for name in (first, second))
-    groups = by_kind(runs)
-    lines = []
-    for (recipe, *place), old_runs in groups.items():
-        if recipe != before:
-            continue
-        new_runs = groups.get((after, place[0], place[1]), [])
-        for column, name in ACCURACIES.items():
-            old, new = values(old_runs, column), values(new_runs, column)
-            if min(len(old), len(new)) < FEWEST:
-                continue
-            lines.append(
-                f"{name}: {gain(old, new)} points, p = {welch(old, new):.2g}, from "
-                f"{percent(old)}, n = {len(old)}, to {percent(new)}, n = {len(new)}; "
-                f"{', '.join(place)}"
-            )
-    if not lines:
+    on_record = read_runs(Path(runs), must_exist=True)
+    before, after = (find_recipe(labels(on_record), recipe) for recipe in recipes)
+    found = comparison(on_record, before, after)
+    if found.empty:
         raise InputError(
             f"a comparison needs at least {FEWEST} runs of both {before!r} and "
             f"{after!r} on the same device at the same precision; make more, with "
             "other seeds"
         )
-    return "\n".join([f"{before} -> {after}", *lines])
+    print(f"{before} -> {after}\n\n{markdown(found)}")
 
 
-def gain(before: Sequence[float], after: Sequence[float]) -> str:
-    """How far the second mean is above the first, in percentage points."""
-    return f"{100 * (statistics.mean(after) - statistics.mean(before)):+.2f}"
+def comparison(runs: pd.DataFrame, before: str, after: str) -> pd.DataFrame:
+    """The second recipe against the first, a row for each device and accuracy.
+
+    Whether chance alone would set the means so far apart is Welch's t-test, two-sided:
+    the spreads may differ; accuracies over seeds are about normally distributed.
+
+    Args:
+        runs: All runs.
+        before: Name of a recipe, as `labels` gives it.
+        after: Likewise.
+    """
+    names, rows = labels(runs), []
+    newest = runs.drop_duplicates([*KIND, "seed"], keep="last")
+    for place, here in newest.groupby(["device", "precision"], sort=False):
+        for column, words in ACCURACIES.items():
+            old, new = (
+                here.loc[names[here.index] == name, column].dropna()
+                for name in (before, after)
+            )
+            if min(len(old), len(new)) < FEWEST:
+                continue
+            p = stats.ttest_ind(old, new, equal_var=False).pvalue
+            rows.append(
+                {
+                    "accuracy": words,
+                    "from": f"{percent(old)}, n = {len(old)}",
+                    "to": f"{percent(new)}, n = {len(new)}",
+                    "gain, points": f"{100 * (new.mean() - old.mean()):+.2f}",
+                    "p": f"{p:.2g}",
+                    "on": ", ".join(map(str, place)),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
-def find_recipe(runs: Sequence[Run], name: str) -> str:
+def find_recipe(names: pd.Series, name: str) -> str:
     """The recipe of this name, or the only one whose name begins so.
 
     Raises:
         InputError: There is none, or several.
     """
-    recipes = list(dict.fromkeys(run["recipe"] for run in runs))
+    recipes: list[str] = names.unique().tolist()
     if name in recipes:
         return name
     found = [recipe for recipe in recipes if recipe.startswith(name)]
@@ -101,57 +113,51 @@ def find_recipe(runs: Sequence[Run], name: str) -> str:
     raise InputError(f"{name!r} is not the name of one recipe: {known}")
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """How probable it is that chance alone sets two means at least this far apart.
-
-    Welch's t-test, two-sided: the spreads may differ; the values should be about
-    normally distributed, as accuracies over seeds are.
-
-    Args:
-        first: Independent values, at least two.
-        second: Likewise.
-    """
-    errors = [statistics.variance(each) / len(each) for each in (first, second)]
-    distance = abs(statistics.mean(first) - statistics.mean(second))
-    if not sum(errors):
-        return float(distance == 0)
-    freedom = sum(errors) ** 2 / sum(
-        error**2 / (len(each) - 1)
-        for error, each in zip(errors, (first, second), strict=True)
-    )
-    return student(distance / math.sqrt(sum(errors)), freedom)
+def report() -> None:
+    """Print a dated report of what is on record of the recipes in configs/."""
+    print(page(runs_of_configs(read_runs())))
 
 
-def paired(differences: Sequence[float]) -> float:
-    """How probable it is that chance alone makes a mean at least this far from 0.
+def page(runs: pd.DataFrame) -> str:
+    """The report, Markdown."""
+    newest = pd.concat([same for _, same in by_kind(runs)])
+    parts = [
+        f"# Accuracy, {today()}",
+        "Of the weights of the last epoch. Rows without a val accuracy trained on all "
+        "training images.",
+        markdown(results(runs)),
+        "## Two recipes compared",
+        f"Welch's t-test, two-sided, where both have {FEWEST} runs or more.",
+        *(differences(runs) or ["No two recipes have."]),
+        "## Every run",
+        markdown(every_run(newest)),
+        "## Commands and versions",
+        "\n".join(f"- `{command}`" for command in newest["command"].unique()),
+        "\n".join(f"- {versions}" for versions in newest["versions"].unique()),
+        f"All rows, with losses, are in `{RUNS.name}`.",
+    ]
+    return "\n\n".join(parts)
 
-    Student's t-test of pairs, two-sided.
 
-    Args:
-        differences: Independent ones, a pair each, at least two.
-    """
-    mean, deviation = statistics.mean(differences), statistics.stdev(differences)
-    if not deviation:
-        return float(not mean)
-    count = len(differences)
-    return student(abs(mean) / deviation * math.sqrt(count), count - 1)
+def differences(runs: pd.DataFrame) -> list[str]:
+    """Each pair of recipes that can be compared, the less accurate first."""
+    parts = []
+    recipes = results(runs)["recipe"].drop_duplicates()
+    for before, after in itertools.combinations(recipes[::-1], 2):
+        found = comparison(runs, before, after)
+        if len(found):
+            parts += [f"{before} -> {after}", markdown(found)]
+    return parts
 
 
-def student(t: float, freedom: float, steps: int = 10_000) -> float:
-    """Probability that Student's t is at least so far from 0, on either side.
-
-    With t = sqrt(freedom) tan(x) its density becomes cos(x) ** (freedom - 1), which is
-    smooth and ends at pi / 2.
-    """
-    start = math.atan(t / math.sqrt(freedom))
-
-    def area(low: float) -> float:
-        step = (math.pi / 2 - low) / steps
-        middles = (low + (i + 0.5) * step for i in range(steps))
-        return step * math.fsum(math.cos(x) ** (freedom - 1) for x in middles)
-
-    return area(start) / area(0)
+def every_run(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a run."""
+    shown = {"recipe": labels(runs), "on": runs["device"], "seed": runs["seed"]}
+    for column, words in ACCURACIES.items():
+        shown[words] = runs[column].map(lambda share: percent(pd.Series([share])))
+    shown |= {"max LR": runs["max_lr"].astype("str"), "date": runs["date"]}
+    return pd.DataFrame(shown | {"commit": runs["commit"].str[:10]})
 
 
 if __name__ == "__main__":
-    cli.run("compare.py", compare)
+    cli.run("compare.py", compare if sys.argv[1:] else report)

@@ -1,14 +1,11 @@
-"""The four things that `throughput.py` times: trainer, loop, course and limit."""
+"""The four things that `pace.py` times: trainer, loop, course and limit."""
 
 import itertools
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from PIL import Image
@@ -19,16 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from benchmarks.scale_run import RandomImages, noise
+from benchmarks.noise import RandomImages, fit, noise, prepare
 from config import Config, Precision
 from custom_resnet import CustomResNet
-from machine import memory
 from machine.hardware import choose_hardware
 from machine.provenance import now
-from train import build_module
-from training.history import History, TrainingClock
-from training.run_folder import RunFolder
-from training.trainer import build_trainer
+from training.history import TrainingClock
 
 TRAIN_IMAGES = 50_000
 DTYPES = {
@@ -77,41 +70,32 @@ class NoiseDataset(Dataset[tuple[Tensor, int]]):
 def trainer_pace(setting: Setting) -> float:
     """Images a second of an epoch's training, all callbacks and files included."""
     with tempfile.TemporaryDirectory() as folder:
-        clock = fit(setting, Path(folder))
+        clock = train_briefly(setting, Path(folder))
     return clock.images / clock.seconds
 
 
-def fit(setting: Setting, folder: Path, *others: Callback) -> TrainingClock:
+def train_briefly(setting: Setting, folder: Path, *others: Callback) -> TrainingClock:
     """Train one short epoch as train.py does, with other callbacks beside its own."""
+    accelerator = "gpu" if setting.device == "cuda" else "cpu"
+    hardware = choose_hardware(accelerator, 1, 1, "auto", setting.precision)
+    prepare(setting.device, keep_memory=setting.keep_memory)
+    images = RandomImages(TRAIN_IMAGES, setting.batch_size)
+    images.setup()
     config = Config(
-        accelerator="gpu" if setting.device == "cuda" else "cpu",
-        precision=setting.precision,
         lr=0.001,
+        val_size=0,
         batch_size=setting.batch_size,
         max_epochs=1,
         base_width=setting.base_width,
-        val_size=0,
         limit_train_batches=setting.steps,
         compile=setting.compile,
     )
-    hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
-    prepare(setting)
-    images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=False)
-    images.setup()
-    run = RunFolder(str(folder), "run", 0)
-    run.create()
-    run.clear(overwrite=True)
-    history, clock = History(run.metrics_csv), TrainingClock()
-    module = build_module(config, images)
-    trainer: Any = build_trainer(config, hardware, run, images, history, clock, None)
-    trainer.callbacks += others
-    trainer.fit(module, datamodule=images)
-    return clock
+    return fit(config, hardware, images, folder, *others)
 
 
 def loop_pace(setting: Setting) -> float:
     """Images a second of the hand-written loop."""
-    prepare(setting)
+    prepare(setting.device, keep_memory=setting.keep_memory)
     device, dtype = torch.device(setting.device), DTYPES[setting.precision]
     net = CustomResNet(base_width=setting.base_width).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -178,7 +162,7 @@ def pace(step: Callable[[], None], setting: Setting) -> float:
 
 def limit_pace(setting: Setting) -> float:
     """Images a second if all of a step were the best matrix product of the device."""
-    prepare(setting)
+    prepare(setting.device, keep_memory=setting.keep_memory)
     sizes = (1024, 2048, 4096, 8192) if setting.device == "cuda" else (1024, 2048, 4096)
     rate = max(product_rate(size, setting) for size in sizes)
     return rate / operations(setting.base_width)
@@ -203,13 +187,6 @@ def operations(base_width: int) -> float:
     with counter:
         net(torch.randn(2, 3, 32, 32)).sum().backward()
     return float(counter.get_total_flops()) / 2
-
-
-def prepare(setting: Setting) -> None:
-    """What train.py sets before it trains."""
-    torch.set_float32_matmul_precision("high")
-    if setting.device == "cpu" and setting.keep_memory:
-        memory.keep_freed_memory()
 
 
 PACES: dict[str, Callable[[Setting], float]] = {

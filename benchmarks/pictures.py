@@ -3,45 +3,52 @@
     python benchmarks/pictures.py
 
 writes SVG files to docs/pictures/. They show numbers only: the schedule is asked of
-`one_cycle`, the range tests are those of `lr_stability.py`, and the sweep is that
-of `lr_sweep.py`, where there is one on record.
+`LitCustomResNet`, range tests and the sweep of rates are those on record.
 """
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from analysis.figures import lr_finder_figure, own_style
-from benchmarks.lr_rules import CURVES, lightning, picks_figure
-from benchmarks.lr_stability import Tests, read_tests
-from benchmarks.lr_sweep import AUTO, RUNS, Setting, Sweep, find_sweeps
-from benchmarks.tables import read_runs, short_names, values
+from benchmarks.rows import RESULTS
+from benchmarks.runs import read_runs
+from benchmarks.studies.lr_rules import lightning, picks_figure
+from benchmarks.studies.lr_stability import CURVES, Tests, read_tests
+from benchmarks.sweeps import AUTO, Sweep, find_sweeps
 from common import cli
-from lightning_module import one_cycle
+from lightning_module import LitCustomResNet
+from machine.provenance import PROJECT
 from training.lr_finder import RangeTest, smooth
 
-PROJECT = Path(__file__).resolve().parent.parent
 BATCHES, EPOCHS = 175, 24  # of 256 in the 45,000 images that train.py trains on
 
 
 def schedule(max_lr: float, steps: int) -> tuple[list[float], list[float]]:
     """Learning rate and first beta of Adam at each step of a run."""
-    optimizer = torch.optim.Adam([torch.zeros(1)])
-    cycle = one_cycle(optimizer, max_lr, steps)
+    module = LitCustomResNet("ab", (0.5,) * 3, (0.25,) * 3, max_lr, base_width=1)
+    trainer = SimpleNamespace(estimated_stepping_batches=steps)
+    with mock.patch.object(LitCustomResNet, "trainer", trainer):
+        configured: dict[str, Any] = dict(module.configure_optimizers())
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]
     lrs, betas = [], []
     for _ in range(steps):
         group = optimizer.param_groups[0]
         lrs.append(group["lr"])
         betas.append(group["betas"][0])
         optimizer.step()
-        cycle.step()
+        scheduler["scheduler"].step()
     return lrs, betas
 
 
@@ -93,42 +100,38 @@ def _draw_tests(axes: Axes, tests: list[RangeTest]) -> None:
     axes.grid(alpha=0.3)
 
 
-def sweep_figure(sweeps: dict[Setting, Sweep]) -> Figure:
+def sweep_figure(sweeps: list[Sweep]) -> Figure:
     """Accuracy over the max LR: a panel a recipe and device, a line a batch size."""
-    panels: dict[tuple[str, ...], dict[int, Sweep]] = {}
-    for (recipe, batch_size, *place), sweep in sweeps.items():
-        panels.setdefault((recipe, *place), {})[batch_size] = sweep
+    panels: dict[tuple[str, str], list[Sweep]] = {}
+    for sweep in sweeps:
+        panels.setdefault((sweep.recipe, sweep.place), []).append(sweep)
     figure = Figure(figsize=(7, 3.6 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
-    names = short_names(recipe for recipe, *_ in panels)
-    for axes, (panel, lines) in zip(grid.flat, panels.items(), strict=True):
-        for number, (batch_size, sweep) in enumerate(lines.items()):
-            _draw_sweep(axes, sweep, f"C{number}", f"batch size {batch_size}")
-        recipe, *place = panel
-        axes.set_title(f"{names[recipe]}\n{', '.join(place)}", fontsize="small")
+    for axes, (titles, lines) in zip(grid.flat, panels.items(), strict=True):
+        for number, sweep in enumerate(lines):
+            _draw_sweep(axes, sweep, f"C{number}")
+        axes.set_title("\n".join(titles), fontsize="small")
         axes.set(xscale="log", ylabel="held-out accuracy (%)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    lrs = {float(lr) for sweep in sweeps.values() for lr in sweep if lr != AUTO}
-    grid.flat[-1].set_xticks(
-        sorted(lrs), [f"{lr:g}" for lr in sorted(lrs)], minor=False
-    )
+    rates = {str(lr) for sweep in sweeps for lr in sweep.accuracies} - {AUTO}
+    lrs = sorted(map(float, rates))
+    grid.flat[-1].set_xticks(lrs, [f"{lr:g}" for lr in lrs], minor=False)
     grid.flat[-1].set_xticks([], minor=True)
     grid.flat[-1].set_xlabel("max learning rate")
     return figure
 
 
-def _draw_sweep(axes: Axes, sweep: Sweep, color: str, label: str) -> None:
+def _draw_sweep(axes: Axes, sweep: Sweep, color: str) -> None:
     """A point a run, a line through the means of the fixed rates, stars for auto."""
-    fixed = {float(lr): runs for lr, runs in sweep.items() if lr != AUTO}
-    means = [100 * np.mean(values(runs, "val/acc")) for runs in fixed.values()]
-    axes.plot(list(fixed), means, color, label=label)
-    for lr, runs in sweep.items():
+    label, accuracies = f"batch size {sweep.batch_size}", 100 * sweep.accuracies
+    means = accuracies.drop(columns=AUTO, errors="ignore").mean()
+    axes.plot([float(lr) for lr in means.index], means, color, label=label)
+    for lr, shares in accuracies.items():
         style: dict[str, Any] = {"marker": "."}
         if lr == AUTO:
             style = {"marker": "*", "s": 120, "label": f"{label}, picks of auto"}
-        accuracies = 100 * np.array(values(runs, "val/acc"))
-        axes.scatter(values(runs, "max_lr"), accuracies, color=color, **style)
+        axes.scatter(sweep.max_lrs[lr], shares, color=color, **style)
 
 
 # Drawn again they are the same files, and their letters are not pictures.
@@ -147,8 +150,8 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
         "range_tests": range_tests_figure(tests),
         "lr_rules": picks_figure(tests),
     }
-    if RUNS.exists():
-        figures["lr_sweep"] = sweep_figure(find_sweeps(read_runs(RUNS)))
+    sweeps = find_sweeps(read_runs(RESULTS / "lr_sweep.csv"))
+    figures["lr_sweep"] = sweep_figure(sweeps)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

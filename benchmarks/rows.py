@@ -1,32 +1,75 @@
-"""CSV files of measurements, a row each: what has been measured stays on record."""
+"""CSV files of measurements, a row each, and Markdown tables of them."""
 
 import csv
-import itertools
+import datetime
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
 from common.errors import InputError
 from common.files import replacing
+from machine.provenance import PROJECT
 
-Row = dict[str, str]
+RESULTS = PROJECT / "benchmarks" / "results"
 
 
-def read_rows(file: Path, *columns: str) -> list[Row]:
+def read_rows(file: Path, *columns: str, text: Collection[str] = ()) -> pd.DataFrame:
     """All rows of a file, oldest first; none where there is no file yet.
 
     Args:
         file: The CSV file.
         columns: Some that it must have.
+        text: Columns that stay as they are written; of others, numbers are numbers.
 
     Raises:
         InputError: It is something else.
     """
+    header, *_ = _read_cells(file, columns)
+    if not file.exists() or not header:
+        return pd.DataFrame(columns=[*columns])
+    kinds = dict.fromkeys(text, "str")
+    return pd.read_csv(
+        file,
+        dtype=kinds,
+        keep_default_na=False,  # "none" and the like are values
+        na_values=[""],
+    )
+
+
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Add a row to a file, which is made when it is not there.
+
+    It may have columns that the rows before it do not have, and the other way round;
+    such cells stay empty. Several processes may add rows at the same time.
+
+    Raises:
+        InputError: The file is something else; it stays as it is.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = {name: "" if cell is None else str(cell) for name, cell in row.items()}
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        header, *cells = _read_cells(file, ())
+        old = pd.DataFrame(cells, columns=header, dtype="str")
+        rows = pd.concat([old, pd.DataFrame([new], dtype="str")]).fillna("")
+        with replacing(file, "w") as opened:
+            rows.to_csv(opened, index=False, lineterminator="\n")
+
+
+def _read_cells(file: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Header and rows as text; an empty header where there is no file.
+
+    By hand, for pandas fills up short rows without a word, and of long ones it takes
+    the first cell for an index.
+    """
     if not file.exists():
-        return []
+        return [[]]
     try:
         with file.open(newline="", encoding="utf-8") as opened:
-            reader = csv.DictReader(opened)
-            rows, header = list(reader), reader.fieldnames or ()
+            header, *rows = [cells for cells in csv.reader(opened) if cells] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no CSV file ({error}); give another") from None
     for column in columns:
@@ -35,28 +78,26 @@ def read_rows(file: Path, *columns: str) -> list[Row]:
                 f"{file} has no column {column!r}, so it is no record of these "
                 "measurements; give another file"
             )
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
+    for number, cells in enumerate(rows, 1):
+        if len(cells) != len(header):
             raise InputError(
                 f"{file}: row {number} does not have the {len(header)} cells of the "
                 "header; mend it, or give another file"
             )
-    return rows
+    return [header, *rows]
 
 
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row to a file, which is made when it is not there.
+def today() -> str:
+    """The date, as in every row."""
+    return datetime.date.today().isoformat()
 
-    It may have columns that the rows before it do not have, and the other way round;
-    such cells stay empty.
 
-    Raises:
-        InputError: The file is something else; it stays as it is.
-    """
-    rows = [*read_rows(file), row]
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file, "w") as opened:
-        writer = csv.DictWriter(opened, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def markdown(table: pd.DataFrame) -> str:
+    """A table whose cells are text, in Markdown."""
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def summary(values: Sequence[float], digits: int) -> str:
+    """Median and range, such as "0.99 (0.97-1.01)"."""
+    middle, low, high = np.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"

@@ -1,41 +1,36 @@
 """How time and memory grow with epochs, images, batch size and processes.
 
     python benchmarks/scale.py --output benchmarks/results/DATE_scale_DEVICE.csv
-    python benchmarks/scale.py
 
-The first trains on random images with a narrow network, once for every size, each time
-in a new process (`scale_run.py`), and adds a row a training to the CSV file; both write
-the tables in `docs/scale.md` anew, from all such files in `benchmarks/results/`.
+trains on random images with a narrow network, once for every size, each time in a new
+process (`scale_run.py`), and adds a row a training to the CSV file. `tables.py` writes
+the tables in docs/scale.md, from all such files in `benchmarks/results/`.
 """
 
-import datetime
 import itertools
 import json
-import math
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import numpy as np
+import pandas as pd
 import torch
 
-from benchmarks.rows import Row, add_row, read_rows
-from benchmarks.tables import with_table
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli
 from machine.hardware import choose_hardware
 
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
-PAGE = PROJECT / "docs" / "scale.md"
 RUN = Path(__file__).with_name("scale_run.py")
-
 GROWING = {  # flag of scale_run.py: name in the table
     "epochs": "epochs",
     "images": "training images",
@@ -43,28 +38,14 @@ GROWING = {  # flag of scale_run.py: name in the table
     "processes": "processes",
 }
 FIXED = ("images_per_epoch", "base_width", "on_host")
-
-
-class Figure(NamedTuple):
-    """A column of the table."""
-
-    heading: str
-    of: Callable[[Row], float]
-    digits: int
-
-
-FIGURES = (
-    Figure("set-up, s", lambda row: float(row["set_up_seconds"]), 2),
-    Figure("training, s", lambda row: float(row["fit_seconds"]), 2),
-    Figure(
-        "an image, µs",
-        lambda row: 1e6 * float(row["fit_seconds"]) / int(row["images_trained"]),
-        0,
-    ),
-    Figure("process, s", lambda row: float(row["seconds"]), 1),
-    Figure("memory, MiB", lambda row: float(row["peak_mib"]), 0),
-)
-DEVICE_MEMORY = Figure("GPU memory, MiB", lambda row: float(row["device_peak_mib"]), 0)
+FORMATS = {  # of the columns of the table
+    "set-up, s": "{:,.2f}",
+    "training, s": "{:,.2f}",
+    "an image, µs": "{:,.0f}",
+    "process, s": "{:,.1f}",
+    "memory, MiB": "{:,.0f}",
+    "GPU memory, MiB": "{:,.0f}",
+}
 
 
 def sizes(choices: dict[str, tuple[int, ...]]) -> list[dict[str, int]]:
@@ -99,69 +80,62 @@ def train_once(flags: dict[str, Any]) -> dict[str, Any]:
     return flags | {"seconds": seconds} | measured
 
 
-def exponent(values: Sequence[float], figures: Sequence[float]) -> float:
-    """The b in figure = a * value ** b, by least squares on the log scales."""
-    x, y = ([math.log(number) for number in numbers] for numbers in (values, figures))
-    return statistics.linear_regression(x, y).slope
-
-
-def scale_table(rows: list[Row]) -> str:
-    """Medians for each size, and an exponent for whatever grew.
+def scale_table(rows: pd.DataFrame) -> str:
+    """Medians for each size, and how each figure grew: the b in a * size ** b.
 
     Args:
         rows: Of one file, whose first row is a training of the base size.
     """
-    base = rows[0]
-    figures = [*FIGURES, DEVICE_MEMORY] if base["device_peak_mib"] else [*FIGURES]
-    headings = ["what grows", "to", "n", *(figure.heading for figure in figures)]
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    for flag in GROWING:
-        same = [other for other in (*GROWING, *FIXED) if other != flag]
-        groups: dict[int, list[Row]] = {}
-        for row in rows:
-            if all(row[other] == base[other] for other in same):
-                groups.setdefault(int(row[flag]), []).append(row)
-        if len(groups) > 1:
-            lines += _series(GROWING[flag], dict(sorted(groups.items())), figures)
-    return "\n".join(lines)
-
-
-def _series(
-    name: str, groups: dict[int, list[Row]], figures: list[Figure]
-) -> Iterator[str]:
-    """The lines of what grew, and how each figure grew with it."""
-    medians = [
-        [statistics.median(map(figure.of, rows)) for figure in figures]
-        for rows in groups.values()
-    ]
-    for (value, rows), numbers in zip(groups.items(), medians, strict=True):
-        pairs = zip(numbers, figures, strict=True)
-        cells = [f"{number:,.{figure.digits}f}" for number, figure in pairs]
-        yield f"| {name} | {value:,} | {len(rows)} | {' | '.join(cells)} |"
-    columns = zip(*medians, strict=True)
-    powers = [f"{exponent(list(groups), column):.2f}" for column in columns]
-    yield f"| {name} | exponent | | {' | '.join(powers)} |"
-
-
-def page_tables(files: list[Path]) -> str:
-    """A table a file, with what it was measured on."""
+    found = pd.DataFrame(
+        {
+            "set-up, s": rows["set_up_seconds"],
+            "training, s": rows["fit_seconds"],
+            "an image, µs": 1e6 * rows["fit_seconds"] / rows["images_trained"],
+            "process, s": rows["seconds"],
+            "memory, MiB": rows["peak_mib"],
+            "GPU memory, MiB": rows["device_peak_mib"],
+        }
+    ).dropna(axis="columns", how="all")
     parts = []
-    for file in files:
+    for flag, name in GROWING.items():
+        same = [other for other in (*GROWING, *FIXED) if other != flag]
+        series = (rows[same] == rows.loc[0, same]).all(axis="columns")
+        groups = found[series].groupby(rows[flag])
+        medians = groups.median()
+        if len(medians) < 2:
+            continue
+        shown = medians.apply(lambda column: column.map(FORMATS[column.name].format))
+        shown.insert(0, "what grows", name)
+        shown.insert(1, "to", [f"{size:,}" for size in medians.index])
+        shown.insert(2, "n", groups.size())
+        powers, _ = np.polyfit(np.log(medians.index), np.log(medians.to_numpy()), 1)
+        exponent = {"what grows": name, "to": "exponent", "n": ""}
+        exponent |= zip(
+            medians.columns.map(str), map("{:z.2f}".format, powers), strict=True
+        )
+        parts += [shown, pd.DataFrame([exponent])]
+    return markdown(pd.concat(parts))
+
+
+def tables() -> str:
+    """A table a file on record, with what it was measured on."""
+    parts = []
+    for file in sorted(RESULTS.glob("*_scale_*.csv")):
         rows = read_rows(file)
-        first = rows[0]
-        place = "in host memory" if first["on_host"] == "True" else "on the device"
-        base = (f"{name} {int(first[flag]):,}" for flag, name in GROWING.items())
+        first = rows.iloc[0]
+        place = "in host memory" if first["on_host"] else "on the device"
+        base = (f"{name} {first[flag]:,}" for flag, name in GROWING.items())
         parts.append(
             f"On {first['device']}, {first['precision']}, {first['versions']}, with "
             f"images {place}. Base: {', '.join(base)}, width {first['base_width']}, "
             f"{first['images_trained']} images an epoch. The rows are in "
             f"[{file.name}](../benchmarks/results/{file.name}).\n\n{scale_table(rows)}"
         )
-    return "\n\n".join(parts) or "not measured yet"
+    return "\n\n".join(parts)
 
 
 def scale(
-    output: str | None = None,
+    output: str,
     device: Literal["cpu", "cuda"] = "cpu",
     epochs: tuple[int, ...] = (1, 2, 4, 8),
     images: tuple[int, ...] = (50_000, 10_000, 200_000, 1_000_000),
@@ -172,12 +146,12 @@ def scale(
     on_host: bool = False,
     repeats: int = 3,
 ) -> None:
-    """Measure, if there is a file for it, and write the tables of docs/scale.md.
+    """Measure, and put every training on record.
 
     The first value of each list is the base, of which one is changed at a time.
 
     Args:
-        output: CSV file to which a row a training is added; none to measure nothing.
+        output: CSV file to which a row a training is added.
         device: What trains.
         epochs: Lengths of the training.
         images: Sizes of the training set.
@@ -192,24 +166,19 @@ def scale(
     Raises:
         InputError: The devices are not there, or the file is of something else.
     """
-    if output is not None:
-        read_rows(Path(output), *GROWING)  # what is wrong is refused before the work
-        if processes is None:
-            is_single = device == "cuda" and torch.cuda.device_count() < 2
-            processes = (1,) if is_single else (1, 2)
-        choose_hardware(device, max(processes), 1, "ddp", "auto")
-        fixed = {"images_per_epoch": images_per_epoch, "base_width": base_width}
-        fixed |= {"on_host": on_host}
-        growing = {"images": images, "epochs": epochs}
-        growing |= {"batch_size": batch_sizes, "processes": processes}
-        for _, size in itertools.product(range(repeats), sizes(growing)):
-            row = train_once({"device": device, **size, **fixed})
-            today = datetime.date.today().isoformat()
-            add_row(Path(output), {"date": today, **row})
-        print(scale_table(read_rows(Path(output))))
-    tables = page_tables(sorted(RESULTS.glob("*_scale_*.csv")))
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_table(page, tables), encoding="utf-8")
+    read_rows(Path(output), *GROWING)  # what is wrong is refused before the work
+    if processes is None:
+        is_single = device == "cuda" and torch.cuda.device_count() < 2
+        processes = (1,) if is_single else (1, 2)
+    choose_hardware(device, max(processes), 1, "ddp", "auto")
+    fixed = {"images_per_epoch": images_per_epoch, "base_width": base_width}
+    fixed |= {"on_host": on_host}
+    growing = {"images": images, "epochs": epochs}
+    growing |= {"batch_size": batch_sizes, "processes": processes}
+    for _, size in itertools.product(range(repeats), sizes(growing)):
+        row = train_once({"device": device, **size, **fixed})
+        add_row(Path(output), {"date": today(), **row})
+    print(scale_table(read_rows(Path(output))))
 
 
 if __name__ == "__main__":

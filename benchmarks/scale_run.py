@@ -13,55 +13,20 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-import pytorch_lightning as pl
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
+from pytorch_lightning.utilities import rank_zero_only
 
+from benchmarks.noise import RandomImages, fit, prepare
 from common import cli
 from config import Config
-from datamodule import CIFAR10DataModule
-from images.sources import ImageSet
-from machine import memory, provenance
-from machine.hardware import Hardware, choose_hardware
-from train import build_module
-from training.history import History, TrainingClock
-from training.run_folder import RunFolder
-from training.trainer import build_trainer
+from machine import provenance
+from machine.hardware import choose_hardware
 
-CLASSES = tuple("0123456789")
 MIB = 2**20
-
-
-class RandomImages(CIFAR10DataModule):
-    """Noise in the shape of CIFAR-10; what is on images changes no time and no memory.
-
-    Args:
-        count: Number of training images, of which none is held out.
-        batch_size: Images in a global batch.
-        on_host: Hold them in host memory even where they fit on the device.
-
-    Attributes:
-        drawn: When the images were there, as `time.perf_counter` tells it.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, on_host: bool) -> None:
-        super().__init__(batch_size=batch_size, val_size=0)
-        self.count, self.forced = count, on_host
-
-    def prepare_data(self) -> None:
-        """Nothing to download."""
-
-    def load_images(self) -> ImageSet:
-        """Draw them."""
-        images = ImageSet(noise(self.count), noise(len(CLASSES)), CLASSES)
-        self.drawn = time.perf_counter()
-        return images
-
-    def stays_on_host(self, device: torch.device) -> bool:
-        """As asked for, or as usual."""
-        return self.forced or super().stays_on_host(device)
 
 
 class SetUpClock(Callback):
@@ -72,13 +37,6 @@ class SetUpClock(Callback):
     def on_train_start(self, *_: Any) -> None:
         """Everything is in its place."""
         self.ended = time.perf_counter()
-
-
-def noise(count: int) -> tuple[Tensor, Tensor]:
-    """Random images, uint8 (count, 32, 32, 3), and labels, int64 (count,)."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    return torch.from_numpy(pixels), torch.arange(count) % len(CLASSES)
 
 
 def scale_run(
@@ -108,20 +66,17 @@ def scale_run(
     config = Config(
         lr=0.001,
         val_size=0,
-        max_epochs=epochs,
         batch_size=batch_size,
+        max_epochs=epochs,
         base_width=base_width,
         limit_train_batches=images_per_epoch // batch_size,
     )
     strategy = "auto" if processes == 1 else "ddp"
     hardware = choose_hardware(device, processes, 1, strategy, "auto")
-    torch.set_float32_matmul_precision("high")
-    if device == "cpu":
-        memory.keep_freed_memory()
-    data = RandomImages(images, batch_size, on_host=on_host)
+    prepare(device)
+    data, set_up = RandomImages(images, batch_size, on_host=on_host), SetUpClock()
     data.setup()
-    trainer, clock, set_up = build(config, hardware, data, output_dir)
-    trainer.fit(build_module(config, data), datamodule=data)
+    clock = fit(config, hardware, data, output_dir, set_up)
     result = {
         "set_up_seconds": round(set_up.ended - data.drawn, 3),
         "fit_seconds": round(clock.seconds, 3),
@@ -129,22 +84,9 @@ def scale_run(
         **peaks(hardware.device),
         **provenance.circumstances(hardware),
     }
-    if trainer.is_global_zero:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         print(json.dumps(result))
     return result
-
-
-def build(
-    config: Config, hardware: Hardware, data: RandomImages, output_dir: str
-) -> tuple[pl.Trainer, TrainingClock, SetUpClock]:
-    """The Trainer of `train.py`, with all its files, and the clocks in it."""
-    run = RunFolder(output_dir, "run", seed=0)
-    run.create()
-    run.clear(overwrite=True)
-    history, clock, set_up = History(run.metrics_csv), TrainingClock(), SetUpClock()
-    trainer: Any = build_trainer(config, hardware, run, data, history, clock, None)
-    trainer.callbacks.append(set_up)
-    return trainer, clock, set_up
 
 
 def peaks(device: torch.device) -> dict[str, float | str]:

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
-from benchmarks.recipe import PLAIN
+from benchmarks.recipes import CONFIGS, columns, read_recipe
 from benchmarks.rows import add_row
-from benchmarks.tables import Run
+from benchmarks.runs import ACCURACIES, KIND, TIMES
 
-SMALL: dict[str, Any] = yaml.safe_load(PLAIN.read_text()) | {
+SEED = str(CONFIGS / "seed.yaml")
+SMALL: dict[str, Any] = yaml.safe_load(Path(SEED).read_text(encoding="utf-8")) | {
     "accelerator": "cpu",
     "precision": "32-true",
     "base_width": 4,
@@ -17,10 +19,7 @@ SMALL: dict[str, Any] = yaml.safe_load(PLAIN.read_text()) | {
     "max_epochs": 1,
     "lr": 0.01,
 }
-COLUMNS = (
-    *("test/acc", "test/acc_tta", "val/acc"),
-    *("seconds", "fit_seconds", "max_lr", "commit"),
-)
+OTHERS = ("seed", "max_lr", "date", "versions", "commit", "command")
 
 
 def write_recipe(name: str, /, **flags: Any) -> str:
@@ -30,23 +29,34 @@ def write_recipe(name: str, /, **flags: Any) -> str:
 
 
 def runs_of(
-    recipe: str, shares: list[float], column: str = "test/acc", **others: str
-) -> list[Run]:
-    """A run for each of these accuracies, with seeds from 0."""
-    same = dict.fromkeys(COLUMNS, "") | {"device": "CPU", "precision": "32-true"}
-    same |= {"recipe": recipe, **others}
-    return [
-        same | {"seed": str(seed), column: str(share)}
+    recipe: str, shares: list[float], column: str = "test/acc", **others: Any
+) -> pd.DataFrame:
+    """A run of the plain recipe for each of these accuracies, with seeds from 0."""
+    flags = columns(read_recipe(SEED, {}, select=False) | {"data": "cifar10"})
+    same = flags | {"device": "CPU", "precision": "32-true", "commit": "a1b2"}
+    rows = [
+        same | {"recipe": recipe, "seed": seed, "max_lr": 0.01, column: share} | others
         for seed, share in enumerate(shares)
     ]
+    names = dict.fromkeys([*KIND, *OTHERS, *ACCURACIES, *TIMES])
+    return pd.DataFrame(rows, columns=[*names])
 
 
-def held_out(recipe: str, shares: list[float], **others: str) -> list[Run]:
+def held_out(recipe: str, shares: list[float], **others: Any) -> pd.DataFrame:
     """The same, for accuracies on held-out images."""
-    return runs_of(recipe, shares, "val/acc", **others)
+    return runs_of(recipe, shares, "val/acc", **{"val_size": "auto"} | others)
 
 
-def write_runs(file: Path, runs: list[Run]) -> None:
+def together(*runs: pd.DataFrame) -> pd.DataFrame:
+    """All of them, one after the other."""
+    return (
+        pd.concat([some.dropna(axis=1, how="all") for some in runs])
+        .reset_index(drop=True)
+        .reindex(columns=runs[0].columns)
+    )
+
+
+def write_runs(file: Path, runs: pd.DataFrame) -> None:
     """Put runs on record."""
-    for run in runs:
-        add_row(file, run)
+    for row in runs.astype(object).where(runs.notna(), None).to_dict("records"):
+        add_row(file, {str(name): cell for name, cell in row.items()})

@@ -1,8 +1,9 @@
-"""Images a second of the real training, beside what it could be and what is usual.
+"""How fast the real training is, beside what it could be and what is usual.
 
-    python benchmarks/throughput.py --device cpu --batch_size 128 --output FILE.csv
+    python benchmarks/pace.py --device cpu --batch_size 128 --output FILE.csv
+    python benchmarks/pace.py --device cpu --batch_size 512 --profile FILE.md
 
-measures, on noise in the shape of CIFAR-10,
+The first measures, on noise in the shape of CIFAR-10, the images a second of
 
 trainer: this project's Trainer, data module and module, with all their comfort;
 loop: a hand-written loop around the same network, precision and batch size, with images
@@ -15,13 +16,15 @@ limit: the device's best matrix product in the same number format, by the floati
 Each has a process of its own, so that none changes another's memory or threads. They
 take turns; the first round warms up and is not counted. A ratio is that of two
 measurements of the same round: median, and range of all rounds.
+
+The second times some steps of the trainer, profiles some more with PyTorch's profiler,
+and writes a page: time and page faults of a step, and the operations that take most of
+the time, of a GPU's where there is one. With `--keep_memory false` a CPU pays for page
+faults as glibc would have it.
 """
 
-import datetime
 import multiprocessing
-import statistics
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,18 +32,19 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import pandas as pd
+
 from benchmarks.paces import DTYPES, PACES, TRAIN_IMAGES, Setting, operations
-from benchmarks.rows import add_row, read_rows
-from benchmarks.tables import with_table
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, summary, today
+from benchmarks.step_profile import WARM_UP, profile_page
 from common import cli
 from common.errors import InputError
 from config import Precision
 from machine import provenance
 from machine.hardware import Hardware, choose_hardware
-
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
-PAGE = PROJECT / "docs" / "speed.md"
 
 
 def measure(setting: Setting, repeats: int) -> dict[str, list[float]]:
@@ -63,12 +67,6 @@ def measure(setting: Setting, repeats: int) -> dict[str, list[float]]:
     return paces
 
 
-def summary(values: Sequence[float], digits: int) -> str:
-    """Median and range, such as "0.99 (0.97-1.01)"."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
 def ratios(paces: dict[str, list[float]]) -> dict[str, list[float]]:
     """The trainer's pace in units of each other's, round by round."""
     ours = paces["trainer"]
@@ -85,7 +83,7 @@ def record(
     """A measurement as a row of a CSV file."""
     circumstances = provenance.circumstances(hardware)
     return {
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         **setting._asdict(),
         "repeats": len(paces["trainer"]),
         "gflop_per_image": round(operations(setting.base_width) / 1e9, 4),
@@ -96,26 +94,23 @@ def record(
     }
 
 
-def pace_table() -> str:
+def table() -> str:
     """All measurements on record, in Markdown."""
-    rows = [
-        row
-        for file in sorted(RESULTS.glob("*_throughput_*.csv"))
-        for row in read_rows(file)
-    ]
+    files = sorted(RESULTS.glob("*_throughput_*.csv"))
+    rows = pd.concat([read_rows(file) for file in files])
     ours = [f"trainer/{name}" for name in PACES if name != "trainer"]
-    header = ["on", "batch size", "compiled", *PACES, *ours, "rounds"]
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    for row in rows:
-        cells = [f"{row['device']}, {row['precision']}", row["batch_size"]]
-        cells.append("yes" if row["compile"] == "True" else "no")
-        cells += [row[f"{name} images/s"] for name in PACES]
-        cells += [row[name] for name in ours]
-        lines.append(f"| {' | '.join([*cells, row['repeats']])} |")
-    return "\n".join(lines)
+    shown = {
+        "on": rows["device"] + ", " + rows["precision"],
+        "batch size": rows["batch_size"],
+        "compiled": rows["compile"].map({True: "yes", False: "no"}),
+        **{name: rows[f"{name} images/s"] for name in PACES},
+        **{name: rows[name] for name in ours},
+        "rounds": rows["repeats"],
+    }
+    return markdown(pd.DataFrame(shown))
 
 
-def throughput(
+def pace(
     device: Literal["cpu", "cuda"] = "cpu",
     batch_size: int = 512,
     precision: Precision = "auto",
@@ -125,6 +120,7 @@ def throughput(
     base_width: int = 64,
     keep_memory: bool = True,
     output: str | None = None,
+    profile: str | None = None,
 ) -> None:
     """Measure the pace of the training, and what it is in units of others.
 
@@ -133,12 +129,14 @@ def throughput(
         batch_size: Images in a batch.
         precision: Number format of all but the course's way, which is float32.
         steps: Steps of each in a round; null for an epoch, or 2048 images on a CPU.
+            With --profile, steps to time and again to profile; null for 10.
         repeats: Rounds that count.
         compile: Compile the network of trainer and loop.
         base_width: Channels of the first convolution.
         keep_memory: Keep freed memory in trainer and loop on a CPU, as train.py does.
         output: CSV file to which a row is added; docs/speed.md shows those named
             benchmarks/results/DATE_throughput_DEVICE.csv.
+        profile: Markdown file to write about steps of the trainer, instead.
 
     Raises:
         InputError: There is no such device, or a value is out of its range.
@@ -146,10 +144,6 @@ def throughput(
     if min(batch_size, repeats, base_width, 1 if steps is None else steps) < 1:
         raise InputError(
             "--batch_size, --repeats, --base_width and --steps must be at least 1"
-        )
-    if batch_size > TRAIN_IMAGES:
-        raise InputError(
-            f"--batch_size must be at most {TRAIN_IMAGES}, got {batch_size}"
         )
     if output is not None:
         read_rows(Path(output), "steps")  # a wrong file is refused before the work
@@ -161,20 +155,31 @@ def throughput(
             f"--precision must be auto, {', '.join(DTYPES)}, got {precision}"
         )
     epoch = TRAIN_IMAGES // batch_size
-    short = min(epoch, max(1, 2048 // batch_size))
-    steps = steps or (epoch if device == "cuda" else short)
+    if profile is not None:
+        steps = WARM_UP + 2 * (steps or 10)
+    elif steps is None:
+        steps = epoch if device == "cuda" else min(epoch, max(1, 2048 // batch_size))
+    if steps > epoch or not epoch:
+        raise InputError(
+            f"--batch_size {batch_size}: {max(steps, 1)} batches are needed of "
+            f"{TRAIN_IMAGES} images; give fewer steps or smaller batches"
+        )
     setting = Setting(
         device, settled, batch_size, steps, base_width, compile, keep_memory
     )
+    if profile is not None:
+        page = profile_page(setting, provenance.circumstances(hardware))
+        Path(profile).parent.mkdir(parents=True, exist_ok=True)
+        Path(profile).write_text(page, encoding="utf-8")
+        print(page)
+        return
     paces = measure(setting, repeats)
     row = record(setting, paces, hardware)
     if output is not None:
         add_row(Path(output), row)
-        text = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_table(text, pace_table()), encoding="utf-8")
     for name, value in row.items():
         print(f"{'ratio ' if name in ratios(paces) else ''}{name} {value}")
 
 
 if __name__ == "__main__":
-    cli.run("throughput.py", throughput, outlasts_readers=True)
+    cli.run("pace.py", pace, outlasts_readers=True)

@@ -1,14 +1,13 @@
 """What it brings on a CPU to lay small maps side by side.
 
-    python benchmarks/small_maps.py --output FILE.csv
-    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/small_maps.py --output FILE.csv
+    python benchmarks/studies/small_maps.py --output FILE.csv
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/studies/small_maps.py --output FILE.csv
 
 times forward and backward pass of the network's convolutions with few pixels, as
 `nn.Conv2d` and as one wide map, in turns, and adds a row a convolution. The variable
 has oneDNN do without the newer instructions of a processor.
 """
 
-import datetime
 import os
 import sys
 import time
@@ -16,20 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import torch
 from torch import Tensor, nn
 
 import custom_resnet
-from benchmarks.rows import add_row, read_rows
-from benchmarks.throughput import summary
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, summary, today
 from common import cli
 from common.errors import InputError
 from custom_resnet import Conv2d
 from machine import memory, provenance
 from machine.hardware import Hardware
 
+RECORD = RESULTS / "2026-11-22_small_maps_cpu.csv"
 SHAPES = ((512, 512, 3), (256, 512, 7))  # channels in, channels out, side
 
 
@@ -78,7 +80,7 @@ def small_maps(
         ]
         one_by_one, side_by_side = zip(*rounds, strict=True)
         row = {
-            "date": datetime.date.today().isoformat(),
+            "date": today(),
             "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
             "convolution": f"{channels} to {outputs}, {side}x{side}",
             "batch_size": batch_size,
@@ -90,6 +92,13 @@ def small_maps(
         }
         add_row(Path(output), row)
         print(*(row[name] for name in ("isa", "precision", "convolution", "ratio")))
+
+
+def table() -> str:
+    """What is on record, in Markdown."""
+    rows = read_rows(RECORD).rename(columns={"isa": "instructions"})
+    shown = ["instructions", "precision", "convolution"]
+    return markdown(rows[[*shown, "one by one, ms", "side by side, ms", "ratio"]])
 
 
 if __name__ == "__main__":

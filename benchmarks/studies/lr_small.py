@@ -1,37 +1,35 @@
 """Whether `--lr auto` serves small runs: narrow networks, easy or few images.
 
-    python benchmarks/lr_small.py --data_dir FOLDER
-    python benchmarks/lr_small.py
+    python benchmarks/studies/lr_small.py --data_dir FOLDER
 
-The first records the range test of `train.py` for each base width, seed, batch size and
+records the range test of `train.py` for each base width, seed, batch size and
 kind of images, trains each with four fixed rates and with the pick in short runs, and
 puts the accuracy on held-out images on record. It takes the narrow networks first, goes
-on where it was stopped, and leaves the test set alone. The second writes what is on
-record into docs/learning_rate.md. A curve holds no pick: that follows from it by the
-rule as it is now, so after a change of the rule only the runs whose pick has moved are
-missing.
+on where it was stopped, and leaves the test set alone. A curve holds no pick: that
+follows from it by the rule as it is now, so after a change of the rule only the runs
+whose pick has moved are missing.
 
 FOLDER holds the real images as train/CLASS/ and test/CLASS/: 7,000 for training, of
 which 5,000 are held out, because the accuracy on a few hundred is mostly luck.
 """
 
-import datetime
 import itertools
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import pandas as pd
 import pytorch_lightning as pl
 
-from benchmarks.lr_stability import measure
-from benchmarks.rows import add_row, read_rows
-from benchmarks.tables import with_table
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from benchmarks.studies.lr_stability import measure
 from common import cli
 from config import Config
 from machine import memory, provenance
@@ -39,11 +37,8 @@ from machine.hardware import Hardware, choose_hardware
 from train import build_module, load_images
 from training.lr_finder import pick
 
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
 CURVES = RESULTS / "2026-11-25_lr_small_cpu.jsonl"
 RUNS = RESULTS / "2026-11-25_lr_small_cpu.csv"
-PAGE = PROJECT / "docs" / "learning_rate.md"
 LRS = (0.001, 0.003, 0.01, 0.03)
 ENOUGH = 0.95  # of the accuracy of the best fixed rate
 WIDTHS, BATCH_SIZES = (4, 8, 16, 32, 64), (64, 128, 512)
@@ -63,14 +58,6 @@ class Setting(NamedTuple):
     data: str
     batch_size: int
     seed: int
-
-
-class Comparison(NamedTuple):
-    """What a seed's pick led to, and the best of the fixed rates; as fractions."""
-
-    lr: float
-    picked: float
-    best: float
 
 
 def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
@@ -131,16 +118,10 @@ def lr_small(
 
 def read_accuracies() -> dict[tuple[Setting, float], float]:
     """Accuracy on held-out images, by setting and maximum LR."""
-    found = {}
-    for row in read_rows(RUNS, *Setting._fields, "lr", "val/acc"):
-        setting = Setting(
-            int(row["base_width"]),
-            row["data"],
-            int(row["batch_size"]),
-            int(row["seed"]),
-        )
-        found[setting, float(row["lr"])] = float(row["val/acc"])
-    return found
+    rows = read_rows(RUNS, *Setting._fields, "lr", "val/acc")
+    settings = rows[[*Setting._fields]].itertuples(index=False, name=None)
+    runs = zip(map(Setting._make, settings), rows["lr"], strict=True)
+    return dict(zip(runs, rows["val/acc"], strict=True))
 
 
 def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
@@ -152,7 +133,7 @@ def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
         "lr": flags["lr"],
         "val/acc": round(accuracy(flags, hardware), 4),
         "seconds": round(time.perf_counter() - started, 1),
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         **provenance.circumstances(hardware),
     }
     del row["command"]  # it would name a folder of this machine
@@ -181,37 +162,65 @@ def accuracy(flags: dict[str, Any], hardware: Hardware) -> float:
 
 def compare(
     accuracies: dict[tuple[Setting, float], float], picks: dict[Setting, float]
-) -> dict[tuple[int, str, int], list[Comparison]]:
-    """The pick against the best fixed rate, a seed each.
+) -> pd.DataFrame:
+    """The pick against the best fixed rate, a row a setting; accuracies in percent.
 
-    By base width, data and batch size; seeds for which a run is missing are left out.
+    Settings for which a run is missing are left out.
     """
-    found: dict[tuple[int, str, int], list[Comparison]] = {}
+    rows = []
     for setting, lr in picks.items():
         runs = [(setting, rate) for rate in (*LRS, lr)]
         if all(run in accuracies for run in runs):
-            *fixed, picked = (accuracies[run] for run in runs)
-            same = found.setdefault(setting[:3], [])
-            same.append(Comparison(lr, picked, max(fixed)))
-    return found
+            *fixed, picked = (100 * accuracies[run] for run in runs)
+            shares = {"picked": picked, "best": max(fixed)}
+            shares["share"] = 100 * picked / max(fixed)
+            rows.append(setting._asdict() | {"lr": lr} | shares)
+    return pd.DataFrame(
+        rows, columns=[*Setting._fields, "lr", "picked", "best", "share"]
+    )
 
 
-def verdict(found: dict[tuple[int, str, int], list[Comparison]]) -> str:
+def table() -> str:
+    """A row a width, kind of images and batch size; empty where nothing is measured."""
+    found = compare(read_accuracies(), read_picks())
+    rows = []
+    for width, data, batch_size in itertools.product(WIDTHS, EPOCHS, BATCH_SIZES):
+        same = found.query(
+            "base_width == @width and data == @data and batch_size == @batch_size"
+        )
+        row = {"base width": width, "images": data, "batch size": batch_size}
+        rows.append(row | summary(same))
+    return f"{markdown(pd.DataFrame(rows))}\n\n{verdict(found)}"
+
+
+def summary(seeds: pd.DataFrame) -> dict[str, str]:
+    """Number, picks, mean accuracies, and the worst and the mean share of the best."""
+    cells = {"n": str(len(seeds)), "picks": "", "with the pick": "", "best of four": ""}
+    cells |= {"share: worst": "", "mean": ""}
+    if seeds.empty:
+        return cells
+    ends = {f"{lr:.2g}": None for lr in (seeds["lr"].min(), seeds["lr"].max())}
+    return cells | {
+        "picks": " to ".join(ends),
+        "with the pick": f"{seeds['picked'].mean():.1f}",
+        "best of four": f"{seeds['best'].mean():.1f}",
+        "share: worst": f"{seeds['share'].min():.1f}",
+        "mean": f"{seeds['share'].mean():.1f}",
+    }
+
+
+def verdict(found: pd.DataFrame) -> str:
     """Where the pick reaches less than `ENOUGH` of the best rate, in two sentences."""
-    shares = {
-        group: [seed.picked / seed.best for seed in seeds]
-        for group, seeds in found.items()
-    }
-    kinds: dict[str, Callable[[list[float]], float]] = {
-        "in the mean of its seeds": statistics.mean,
-        "in one seed or more": min,
-    }
     lines = []
-    for words, of_row in kinds.items():
+    shares = found.groupby([*Setting._fields[:3]])["share"]
+    for words, of_row in (
+        ("in the mean of its seeds", shares.mean()),
+        ("in one seed or more", shares.min()),
+    ):
         rows = [
             f"base width {width}, {data}, batch {batch_size}"
-            for (width, data, batch_size), row in shares.items()
-            if of_row(row) < ENOUGH
+            for width, data, batch_size, share in of_row.reset_index().to_numpy()
+            if share < 100 * ENOUGH
         ]
         lines.append(
             f"Rows with less than {100 * ENOUGH:.0f} % of the best of four {words}: "
@@ -220,39 +229,5 @@ def verdict(found: dict[tuple[int, str, int], list[Comparison]]) -> str:
     return "\n".join(lines)
 
 
-def table() -> str:
-    """A row a width, kind of images and batch size; empty where nothing is measured."""
-    head = ["base width", "images", "batch size", "n", "picks", "with the pick"]
-    head += ["best of four", "share: worst", "mean"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    found = compare(read_accuracies(), read_picks())
-    for group in itertools.product(WIDTHS, EPOCHS, BATCH_SIZES):
-        cells = [*map(str, group), *summary(found.get(group, []))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", verdict(found)])
-
-
-def summary(seeds: list[Comparison]) -> list[str]:
-    """Number, picks, mean accuracies, and the worst and the mean share of the best."""
-    if not seeds:
-        return ["0", "", "", "", "", ""]
-    lrs, picked, best = zip(*seeds, strict=True)
-    shares = [one / other for one, other in zip(picked, best, strict=True)]
-    ends = sorted({f"{min(lrs):.2g}", f"{max(lrs):.2g}"}, key=float)
-    numbers = map(statistics.mean, (picked, best))
-    percents = [*numbers, min(shares), statistics.mean(shares)]
-    return [
-        str(len(seeds)),
-        " to ".join(ends),
-        *(f"{100 * share:.1f}" for share in percents),
-    ]
-
-
-def write_page() -> None:
-    """Write what is on record into docs/learning_rate.md."""
-    page = with_table(PAGE.read_text(encoding="utf-8"), table(), "lr_small")
-    PAGE.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    cli.run("lr_small.py", lr_small if sys.argv[1:] else write_page)
+    cli.run("lr_small.py", lr_small)

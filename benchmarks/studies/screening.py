@@ -1,6 +1,6 @@
 """Which changes of the recipe pay: a two-level design in which every run counts.
 
-    python benchmarks/screening.py 0 1 2 --work DIR --output FILE.csv
+    python benchmarks/studies/screening.py 0 1 2 --work DIR --output FILE.csv
 
 trains rows of a Plackett-Burman design on 40,000 images of CIFAR-10 and judges each on
 the 10,000 others. Every factor is at its upper level in half of the rows, and any two
@@ -15,21 +15,23 @@ and are scaled at the logits, which a first trial found to pay.
 An epoch that is done is kept in DIR, and the same command goes on behind it.
 """
 
-import datetime
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
 import torch
 from scipy.linalg import circulant
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rows import add_row, read_rows
+from benchmarks.rows import add_row, read_rows, today
 from common import cli
 from common.errors import InputError
 from common.files import expanded, replacing
@@ -330,7 +332,7 @@ def screening(
         found = training.evaluate()
         print(f"row {number}: {found}", flush=True)
         circumstances = {
-            "date": datetime.date.today().isoformat(),
+            "date": today(),
             "device": provenance.device_name(CPU),
             "versions": provenance.versions(),
             "commit": provenance.commit(),

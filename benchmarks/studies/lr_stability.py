@@ -1,6 +1,6 @@
 """How far the picked max LR moves from seed to seed.
 
-    python benchmarks/lr_stability.py configs/seed.yaml --output FILE.jsonl
+    python benchmarks/studies/lr_stability.py configs/seed.yaml --output FILE.jsonl
 
 runs the LR range test of `train.py` for several seeds (weights, split, order and
 augmentation all change) at each batch size, adds a line a test to the output file, and
@@ -8,7 +8,6 @@ prints the picks with their spread, max / min. A line holds the curve and not th
 which follows from it: `read_tests` applies the rule as it is now.
 """
 
-import datetime
 import itertools
 import json
 import sys
@@ -16,10 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import common  # noqa: F401  # puts right what the next ones stumble over
 
-from benchmarks.recipe import read_flags
+# isort: split
+from benchmarks.recipes import read_recipe
+from benchmarks.rows import RESULTS, today
 from common import cli
 from common.errors import InputError
 from config import Config
@@ -27,6 +29,8 @@ from machine import provenance
 from machine.hardware import choose_hardware
 from train import load_images, settle_lr
 from training.lr_finder import RangeTest, pick
+
+CURVES = RESULTS / "2026-11-22_lr_stability_cpu.jsonl"
 
 # By recipe and batch size, in the order of the seeds.
 Tests = dict[tuple[str, int], list[RangeTest]]
@@ -54,9 +58,8 @@ def lr_stability(
     if seeds < 1:
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
     for config, batch_size in itertools.product(configs, batch_sizes):
-        flags = read_flags(config, {"data_dir": data_dir}, select=True)
-        flags |= {"lr": "auto", "batch_size": batch_size}
-        Config(**flags)  # or it says what is wrong
+        own = {"data_dir": data_dir, "lr": "auto", "batch_size": batch_size}
+        flags = read_recipe(config, own, select=True)
         for seed in range(seeds):
             record = {"recipe": Path(config).stem, **measure(flags | {"seed": seed})}
             Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def measure(flags: dict[str, Any]) -> dict[str, Any]:
     _, test = settle_lr(config, images, hardware, None)
     assert test is not None  # for the rate is auto
     return {
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "batch_size": flags["batch_size"],
         "seed": flags["seed"],
         "classes": len(images.classes),

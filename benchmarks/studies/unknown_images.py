@@ -1,7 +1,7 @@
 """Which score best tells images of known classes from images of none.
 
-    python benchmarks/unknown_images.py --ckpt_path FILE --data_dir data/cifar10 \
-        --output FILE.csv
+    python benchmarks/studies/unknown_images.py --ckpt_path FILE \
+        --data_dir data/cifar10 --output FILE.csv
 
 compares scores on the test images of the classes that a network knows and
 on four kinds of images of which it knows none: drawn shapes, uniform noise, test images
@@ -22,23 +22,25 @@ are the shares of images below it. The columns `warned_` hold the shares of imag
 which predict.py says that they are probably of none of the classes.
 """
 
-import datetime
-import itertools
-import operator
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
 
 from analysis.inference import entropy, is_known, predict_logits, to_probabilities
 from analysis.loading import load_model
-from benchmarks.rows import add_row, read_rows
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli
 from common.errors import InputError
 from config import Asked
@@ -51,6 +53,7 @@ from machine import provenance
 from machine.hardware import Hardware
 from training.resume import Checkpoint, read_checkpoint
 
+RECORD = RESULTS / "2026-11-22_unknown_images_cpu.csv"
 REFUSED = 0.05  # share of the known images that a threshold may refuse
 
 # Logits and probabilities, float64 (N, C) each -> (N,), higher for known images.
@@ -78,10 +81,9 @@ class Images(NamedTuple):
 
 def auroc(known: Tensor, unknown: Tensor) -> float:
     """Chance that a known image scores above an unknown one; a tie counts one half."""
-    ordered = unknown.sort().values
-    below = torch.searchsorted(ordered, known)
-    not_above = torch.searchsorted(ordered, known, right=True)
-    return float((below + not_above).double().mean() / (2 * len(ordered)))
+    # torchmetrics would pass what is not between 0 and 1 through a sigmoid first.
+    pairs = len(known) * len(unknown)
+    return float(stats.mannwhitneyu(known, unknown).statistic / pairs)
 
 
 def refused(scores: Tensor, threshold: Tensor) -> float:
@@ -161,17 +163,17 @@ def held_out(checkpoint: Checkpoint, images: Tensor, labels: Tensor) -> Tensor:
 def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
     """A row a score and kind of unknown images, with figures in shares."""
 
-    def ask(asked: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_proba(asked: Tensor) -> tuple[Tensor, Tensor]:
         scores = predict_logits(model, asked.permute(0, 3, 1, 2)).double()
         return scores, to_probabilities(scores, model.hparams["label_smoothing"])
 
     def warned(of: tuple[Tensor, Tensor]) -> float:
         return float((~is_known(of[1])).double().mean())
 
-    validation, known = ask(images.validation), ask(images.known)
+    validation, known = predict_proba(images.validation), predict_proba(images.known)
     rows = []
     for kind, pixels in images.unknown.items():
-        unknown = ask(pixels)
+        unknown = predict_proba(pixels)
         for name, score in SCORES.items():
             ours, theirs = score(*known), score(*unknown)
             threshold = score(*validation).quantile(REFUSED)
@@ -196,23 +198,23 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(file: Path = RECORD) -> str:
     """A row a network and kind: AUROC of each score, and share with a warning."""
-    lines = [
-        f"| unknown images | network | n | {' | '.join(SCORES)} | warned of |",
-        f"|{'---|' * (len(SCORES) + 4)}",
-    ]
-    network = ("n_classes", "base_width", "epochs", "label_smoothing")
-    for kind, same in itertools.groupby(rows, operator.itemgetter("unknown", *network)):
-        group = list(same)
-        unknown, classes, width, epochs, smoothing = kind
-        settings = f"{classes} classes, width {width}, {epochs} epochs"
-        settings += f", smoothing {smoothing}"
-        cells = [unknown, settings, group[0]["n_unknown"]]
-        cells += [f"{float(row['auroc']):.3f}" for row in group]
-        cells.append(f"{100 * float(group[0]['warned_unknown']):.1f} %")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    settings = ["unknown", "n_classes", "base_width", "epochs", "label_smoothing"]
+    rows = []
+    for setting, same in read_rows(file).groupby(settings, sort=False):
+        unknown, classes, width, epochs, smoothing = setting
+        network = f"{classes} classes, width {width}, {epochs} epochs"
+        row = {
+            "unknown images": unknown,
+            "network": f"{network}, smoothing {smoothing}",
+        }
+        row |= {"n": same["n_unknown"].iloc[-1]}
+        for score, auroc in zip(same["score"], same["auroc"], strict=True):
+            row[score] = f"{auroc:.3f}"
+        row["warned of"] = f"{100 * same['warned_unknown'].iloc[-1]:.1f} %"
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
 
 
 def unknown_images(
@@ -240,17 +242,16 @@ def unknown_images(
     chosen = choose_images(checkpoint, images, limit, seed)
     cpu = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
     shared = {
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "n_classes": len(checkpoint["hyper_parameters"]["classes"]),
         "base_width": model.hparams["base_width"],
         "epochs": checkpoint["epoch"] + 1,
         "label_smoothing": model.hparams["label_smoothing"],
         **provenance.circumstances(cpu),
     }
-    rows = [row | shared for row in compare(model, chosen)]
-    for row in rows:
-        add_row(Path(output), row)
-    print(table([{name: str(value) for name, value in row.items()} for row in rows]))
+    for row in compare(model, chosen):
+        add_row(Path(output), row | shared)
+    print(table(Path(output)))
 
 
 if __name__ == "__main__":

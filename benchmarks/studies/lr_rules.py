@@ -1,31 +1,22 @@
-"""What different rules pick from the same LR range tests.
+"""What different rules pick from the same LR range tests, those of `lr_stability.py`.
 
-    python benchmarks/lr_rules.py
-
-reads the curves that `lr_stability.py` has recorded, and writes the table of picks
-into docs/learning_rate.md; `pictures.py` draws them. The rules of others are given the
-losses as their packages smooth them, and up to where these would have stopped the test.
+The rules of others are given the losses as their packages smooth them, and up to where
+these would have stopped the test. `tables.py` writes the picks into the pages, and
+`pictures.py` draws them.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.tuner.lr_finder import _LRFinder
 
-from benchmarks.lr_stability import Tests, read_tests
-from benchmarks.tables import with_table
-from common import cli
+from benchmarks.rows import markdown
+from benchmarks.studies.lr_stability import CURVES, Tests, read_tests
 from training.lr_finder import RangeTest, smooth
 
-PROJECT = Path(__file__).resolve().parent.parent
-CURVES = PROJECT / "benchmarks" / "results" / "2026-11-22_lr_stability_cpu.jsonl"
-PAGE = PROJECT / "docs" / "learning_rate.md"
 BETA = 0.98  # of the running means of fast.ai and of Lightning
 
 
@@ -112,18 +103,33 @@ RULES: dict[str, Callable[[RangeTest], float]] = {
 }
 
 
-def picks_table(tests: Tests) -> str:
+def picks_table() -> str:
     """A row a rule, a column a recipe and batch size: range of picks, max / min."""
-    names = (f"{recipe}.yaml, {batch_size}" for recipe, batch_size in tests)
-    lines = [f"| rule | {' | '.join(names)} |", f"|---{'|---' * len(tests)}|"]
-    for name, rule in RULES.items():
-        cells = [name]
-        for group in tests.values():
+    columns: dict[str, list[str]] = {"rule": [*RULES]}
+    for (recipe, batch_size), group in read_tests(CURVES).items():
+        column = columns.setdefault(f"{recipe}.yaml, {batch_size}", [])
+        for rule in RULES.values():
             picks = [rule(test) for test in group]
             low, high = min(picks), max(picks)
-            cells.append(f"{low:.2g} to {high:.2g} ({high / low:.2g})")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            column.append(f"{low:.2g} to {high:.2g} ({high / low:.2g})")
+    return markdown(pd.DataFrame(columns))
+
+
+def suggestions_table() -> str:
+    """A row a recipe and batch size: our picks and Lightning's suggestions."""
+    rows = []
+    for (recipe, batch_size), group in read_tests(CURVES).items():
+        ours = [test.lr for test in group]
+        theirs = [float(f"{lightning(test):.2g}") for test in group]
+        rows.append(
+            {
+                "recipe": f"`{recipe}.yaml`",
+                "batch size": batch_size,
+                "picks": f"{min(ours):.4f} to {max(ours):.4f}",
+                "Lightning's suggestions": f"{min(theirs):.7f} to {max(theirs):.6f}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
 
 
 def picks_figure(tests: Tests) -> Figure:
@@ -145,13 +151,3 @@ def picks_figure(tests: Tests) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     return figure
-
-
-def lr_rules() -> None:
-    """Write the table of picks into docs/learning_rate.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_table(text, picks_table(read_tests(CURVES))), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    cli.run("lr_rules.py", lr_rules)

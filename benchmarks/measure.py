@@ -1,0 +1,202 @@
+"""Measure recipes: train them with several seeds and put every run on record.
+
+    python benchmarks/measure.py configs/seed.yaml --seeds 5
+    python benchmarks/measure.py a.yaml b.yaml --seeds 5 --select
+    python benchmarks/measure.py a.yaml --select --sweep.lr '[0.01, 0.02, auto]'
+    python benchmarks/measure.py configs/seed.yaml configs/best.yaml --steps --select
+
+A run trains on all training images, the network of its last epoch is tested once, with
+and without test-time augmentation, and its row is added to
+`benchmarks/results/runs.csv` at once, whatever it is. All recipes have their first seed
+before any has its second. What is on record already (recipe, seed, commit, device and
+precision) is not trained again, so the same command goes on with a measurement that was
+stopped. What this protocol decides overrules the files.
+
+`--select` is for choosing between recipes: 5,000 training images are held out instead,
+others for each seed, and the test set is not touched. Its rows go to `selection.csv`.
+`--sweep.FLAG` trains each recipe with each of these values, and with all combinations
+where it is given for several flags. `--steps` leads from a first recipe to a second:
+each step keeps what those before it have changed. Of both neither run folders nor
+times are kept.
+
+`fit_seconds` follows the rule of the speedruns: when the clock starts, the images are
+on the device and the kernels are warm. Augmentation is inside; validation, saving and
+what comes before the first step are not. So that the first run is like the others, a
+training of a few steps comes before it, which is not timed and leaves nothing behind.
+"""
+
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import pandas as pd
+
+from benchmarks import recipes
+from benchmarks.recipes import Flags
+from benchmarks.rows import RESULTS
+from benchmarks.runs import (
+    ACCURACIES,
+    add_run,
+    of_recipe,
+    percent,
+    read_runs,
+    results_table,
+)
+from benchmarks.sweeps import steps_tables
+from common import cli
+from common.errors import InputError
+
+Recipe = tuple[str, Flags]  # its name, and all flags but the seed
+Sweep = dict[str, list[str | int | float | bool]]
+
+
+def measure(
+    configs: list[str],
+    seeds: int = 5,
+    first_seed: int = 0,
+    select: bool = False,
+    sweep: Sweep | None = None,
+    steps: bool = False,
+    data_dir: str | None = None,
+    output: str | None = None,
+    timed: bool = True,
+) -> None:
+    """Train recipes with several seeds, and put every run on record.
+
+    Args:
+        configs: YAML files of flags of train.py, one a recipe.
+        seeds: Number of runs of each, all with seeds of their own.
+        first_seed: The first of them.
+        select: Compare on held-out training images, and leave the test set alone.
+        sweep: Values of flags, all of which each recipe is trained with.
+        steps: Train all that lies between two recipes, a step at a time.
+        data_dir: Folder of the images; null for that of the file.
+        output: CSV file of the runs; null for the project's own.
+        timed: Whether the times are worth keeping: not if other work runs beside.
+
+    Raises:
+        InputError: A value or file that the user can put right.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
+    wanted = range(first_seed, first_seed + seeds)
+    runs = Path(output or RESULTS / ("selection.csv" if select else "runs.csv"))
+    own = {"seed": first_seed, "data_dir": data_dir}
+    planned = plan(configs, own, sweep or {}, steps=steps, select=select)
+    if steps:
+        check_record(read_runs(runs), planned, runs)
+    kept, commit = not (sweep or steps), recipes.commit_of_code()
+    warm: list[Flags] = []
+    for seed, (name, flags) in itertools.product(wanted, planned):
+        same = {"seed": seed, "commit": commit, **recipes.place(flags)}
+        if len(on_record(read_runs(runs), name, flags, same)):
+            print(f"{name}: seed {seed} on record already", flush=True)
+            continue
+        if timed and kept and flags not in warm:
+            recipes.warm_up(flags)
+            warm.append(flags)
+        flags = flags | {"seed": seed, "name": f"{name}_seed{seed}".replace(" ", "_")}
+        train_once(name, flags, runs, commit, kept=kept, timed=timed)
+    rows = pd.concat([of_recipe(read_runs(runs), *recipe) for recipe in planned])
+    print(steps_tables(rows) if steps else results_table(rows))
+
+
+def plan(
+    configs: list[str], own: Flags, sweep: Sweep, *, steps: bool, select: bool
+) -> list[Recipe]:
+    """All recipes to train.
+
+    Args:
+        configs: YAML files of flags.
+        own: Flags that overrule those of the files where they are not None.
+        sweep: Values of flags.
+        steps: Whether those on the way from the first file to the second are meant.
+        select: As for `read_recipe`.
+
+    Raises:
+        InputError: A value or file that the user can put right.
+    """
+    for flag, values in sweep.items():
+        if flag not in recipes.FLAGS or not values:
+            raise InputError(
+                f"--sweep.{flag} {values}: give at least one value of a flag of a "
+                f"recipe: {', '.join(recipes.FLAGS)}"
+            )
+    points = [
+        dict(zip(sweep, values, strict=True))
+        for values in itertools.product(*sweep.values())
+    ]
+    found = [
+        (Path(config).stem, recipes.read_recipe(config, own | point, select=select))
+        for config, point in itertools.product(configs, points)
+    ]
+    if not steps:
+        return found
+    if len(found) != 2:
+        raise InputError(
+            f"--steps needs two recipes, the first and the last, got {configs}"
+        )
+    (name, first), (_, last) = found
+    return recipes.find_steps(name, first, last)
+
+
+def check_record(runs: pd.DataFrame, planned: list[Recipe], file: Path) -> None:
+    """Make sure that a file holds no runs of other steps.
+
+    Raises:
+        InputError: It does; its table would be neither's.
+    """
+    ours = pd.concat([of_recipe(runs, *recipe) for recipe in planned])
+    others = runs[~runs.index.isin(ours.index)]
+    if len(others):
+        raise InputError(
+            f"--output {file} holds runs of other steps, such as "
+            f"{others['recipe'].iloc[0]!r}; give another file"
+        )
+
+
+def on_record(
+    runs: pd.DataFrame, recipe: str, flags: Flags, same: dict[str, Any]
+) -> pd.DataFrame:
+    """The runs of a recipe that agree in other columns, too."""
+    found = of_recipe(runs, recipe, flags)
+    return found[(found[[*same]] == pd.Series(same)).all(axis=1)]
+
+
+def train_once(
+    recipe: str, flags: Flags, runs: Path, commit: str, *, kept: bool, timed: bool
+) -> None:
+    """Train once, say how it went, and put the run on record.
+
+    Args:
+        recipe: Its name on record.
+        flags: All flags.
+        runs: CSV file of the runs.
+        commit: That of the code.
+        kept: Whether the run folder stays, and the times.
+        timed: Whether the times are worth keeping.
+    """
+    # TensorBoard's writer may still be at work in it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        given = flags if kept else flags | {"output_dir": folder}
+        metrics = recipes.quietly_train(given)
+        found = [
+            f"{words} {percent(pd.Series([metrics[column]]))}"
+            for column, words in ACCURACIES.items()
+            if metrics.get(column) is not None
+        ]
+        seconds = f"{metrics['fit_seconds']} s"
+        print(f"{flags['name']}: {', '.join([*found, seconds])}", flush=True)
+        place = Path(given["output_dir"]) / given["name"]
+        add_run(place, recipe, flags, runs, timed=timed and kept, commit=commit)
+
+
+if __name__ == "__main__":
+    cli.run("measure.py", measure, outlasts_readers=True)

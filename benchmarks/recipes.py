@@ -1,0 +1,185 @@
+"""Recipes: the flags of a file, what of them is on record, and how one is trained.
+
+All that knows flags of train.py by name is here. What the protocol decides overrules
+the file: each run has a seed of its own, trains on all training images or, to select,
+on those that are not held out, and the network of its last epoch is tested once.
+"""
+
+import contextlib
+import inspect
+import io
+import logging
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common import cli
+from common.errors import InputError, StoppedError
+from config import Config
+from images.class_folders import is_image_folder
+from machine import provenance
+from machine.hardware import choose_hardware
+from train import FAST_DEV_LR, train
+
+CONFIGS = provenance.PROJECT / "configs"
+WARM_UP_STEPS = 3
+# What the protocol decides, and what is on record otherwise or says where, not what.
+PROTOCOL: dict[str, Any] = {
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "overwrite": True,
+    "ckpt_path": None,
+    "report": False,
+    "fast_dev_run": False,
+    "limit_val_batches": 1.0,
+}
+MEASURING = {"val_size": 0, "limit_test_batches": 1.0, "tta": "flip"}
+SELECTING = {"val_size": "auto", "limit_test_batches": 0, "tta": "none"}
+OTHERWISE = (
+    *("accelerator", "precision", "seed", "data", "data_dir", "download_url"),
+    *("output_dir", "name", "ckpt_every_n_steps", "limit_test_batches", "tta"),
+)
+# The flags that make a recipe: columns of every record of runs.
+FLAGS = tuple(
+    flag
+    for flag in inspect.signature(Config).parameters
+    if flag not in (*PROTOCOL, *OTHERWISE)
+)
+# Flags that change together on the way from one recipe to another, in this order. Any
+# other flag that differs is a step of its own, after these.
+STEPS = {
+    "label smoothing": ("label_smoothing",),
+    "weight decay": ("weight_decay",),
+    "flip": ("flip",),
+    "border of the crop": ("padding_mode",),
+    "cutout": ("cutout",),
+    "batch size and learning rate": ("batch_size", "lr", "lr_steps", "lr_finder"),
+    # Last, for how far an average reaches back, in epochs, hangs on the batch size.
+    "averaged weights": ("ema_decay",),
+}
+SHARED = ("accelerator", "precision", "data", "data_dir", "max_epochs")
+
+Flags = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+def read_recipe(config: str | None, own: Flags, *, select: bool) -> Flags:
+    """All flags of train.py but the seed and the name, the protocol's applied.
+
+    Args:
+        config: YAML file of flags; None for the defaults.
+        own: Flags that overrule those of the file where they are not None.
+        select: Hold out training images, and leave the test set alone.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+    arguments = [
+        f"--{flag}={value}" for flag, value in own.items() if value is not None
+    ]
+    if config is not None:
+        arguments = ["--config", config, *arguments]
+    flags = cli.parse(Config, arguments, Path(sys.argv[0]).name)
+    flags |= PROTOCOL | (SELECTING if select else MEASURING)
+    Config(**flags)  # or it says what is wrong
+    kind = "selection" if select else "recipes"
+    return flags | {"output_dir": str(Path(flags["output_dir"]) / kind)}
+
+
+def read_run(folder: Path) -> Flags:
+    """The flags of a finished run, with "auto" where a range test found the rate."""
+    flags: Flags = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    tested = (folder / "lr_finder.png").exists()
+    return flags | ({"lr": "auto"} if tested else {})
+
+
+def columns(flags: Flags) -> dict[str, str]:
+    """Images and flags of a recipe, as in the rows on record."""
+    folder = Path(flags["data_dir"]).expanduser()
+    images = folder.resolve().name if is_image_folder(folder) else "cifar10"
+    images = "shapes" if flags["data"] == "synthetic" else images
+    return {"images": images, **{flag: str(flags[flag]) for flag in FLAGS}}
+
+
+def find_steps(name: str, first: Flags, last: Flags) -> list[tuple[str, Flags]]:
+    """The recipes on the way from one to another, both included, named by their steps.
+
+    Args:
+        name: Of the first.
+        first: Its flags.
+        last: Those of the last.
+
+    Raises:
+        InputError: There is no way, or the steps would not be measured alike.
+    """
+    for flag in SHARED:
+        if first[flag] != last[flag]:
+            raise InputError(
+                f"the first recipe has {flag} {first[flag]}, the last {last[flag]}; "
+                "give both the same, for the steps are measured alike"
+            )
+    differing = [flag for flag in FLAGS if first[flag] != last[flag]]
+    if not differing:
+        raise InputError("--steps leads from one recipe to another; these are the same")
+    grouped = {flag for flags in STEPS.values() for flag in flags}
+    groups = STEPS | {flag: (flag,) for flag in differing if flag not in grouped}
+    steps = [(name, first)]
+    for step, flags in groups.items():
+        changes = {flag: last[flag] for flag in flags if flag in differing}
+        if changes:
+            steps.append((step, steps[-1][1] | changes))
+    return steps
+
+
+def place(flags: Flags) -> dict[str, str]:
+    """Device and precision of a recipe here, as in the rows on record."""
+    hardware = choose_hardware(flags["accelerator"], 1, 1, "auto", flags["precision"])
+    found = provenance.circumstances(hardware)
+    return {column: found[column] for column in ("device", "precision")}
+
+
+def warm_up(flags: Flags) -> None:
+    """Train a few steps that leave nothing behind and are not timed."""
+    few: Flags = {
+        "max_epochs": 1,
+        "limit_train_batches": WARM_UP_STEPS,
+        "limit_test_batches": 0,
+        "lr": FAST_DEV_LR if flags["lr"] == "auto" else flags["lr"],
+    }
+    # TensorBoard's writer may still be at work in it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        quietly_train(flags | few | {"output_dir": folder, "name": "warm_up"})
+
+
+def quietly_train(flags: Flags) -> dict[str, Any]:
+    """Call `train` without what it prints; its progress is on stderr."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return train(**flags)
+    except StoppedError as stop:
+        message = f"stopped by {stop.name}; the same command goes on with this run anew"
+        cli.end_together(Path(sys.argv[0]).name, message, stop.exit_code)
+
+
+def commit_of_code() -> str:
+    """The commit, "-dirty" behind it when code differs; results and pages may.
+
+    The runs on record are a file of the project, which changes with every run.
+    """
+    commit = provenance.commit()
+    if not commit.endswith("-dirty"):
+        return commit
+    status = ["git", "-C", str(provenance.PROJECT), "status", "--porcelain", "-uno"]
+    paths = [".", ":!benchmarks/results", ":!*.md"]
+    changed = subprocess.run([*status, "--", *paths], capture_output=True, check=True)
+    if not changed.stdout:
+        return commit.removesuffix("-dirty")
+    log.warning(
+        "the code is not that of a commit; commit first if the runs are to count"
+    )
+    return commit

@@ -1,0 +1,358 @@
+"""Recipes: measured by one protocol, put on record once, and never mixed."""
+
+import inspect
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from benchmarks import measure as script
+from benchmarks import recipes
+from benchmarks.measure import measure
+from benchmarks.recipes import (
+    CONFIGS,
+    STEPS,
+    columns,
+    commit_of_code,
+    find_steps,
+    read_recipe,
+)
+from benchmarks.runs import by_kind, percent, read_runs, results_table, runs_of_configs
+from common import cli
+from common.errors import StoppedError
+from config import Config
+from datamodule import CIFAR10DataModule
+from lightning_module import LitCustomResNet
+from machine import provenance
+from record import SEED, SMALL, runs_of, write_recipe, write_runs
+from train import train
+from training.run_folder import RunFolder
+
+OUTPUT = Path("out/runs.csv")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The flags of each training that a measurement starts, in order."""
+    calls: list[dict[str, Any]] = []
+    quietly_train = recipes.quietly_train
+
+    def note(flags: dict[str, Any]) -> dict[str, Any]:
+        calls.append(flags)
+        return quietly_train(flags)
+
+    monkeypatch.setattr(recipes, "quietly_train", note)
+    monkeypatch.setattr(recipes, "commit_of_code", lambda: "same")
+    return calls
+
+
+@pytest.fixture
+def files(image_folder: Path) -> dict[str, Any]:
+    return {"data_dir": str(image_folder), "output": str(OUTPUT)}
+
+
+def test_every_run_is_measured_by_the_protocol(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    image_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever the file says of seed, split, test, TTA and place."""
+    own = write_recipe(
+        "small", seed=9, val_size=50, tta="none", limit_test_batches=0, name="x"
+    )
+    measure([own], 2, 3, **files)
+    warm_up, *measured = trained
+    assert (warm_up["limit_train_batches"], warm_up["limit_test_batches"]) == (3, 0)
+    assert not Path(warm_up["output_dir"]).exists()
+    assert [given["seed"] for given in measured] == [3, 4]
+    for given in measured:
+        assert (given["val_size"], given["tta"]) == (0, "flip")
+        assert (given["label_smoothing"], given["limit_train_batches"]) == (0.0, 1.0)
+    rows = read_runs(OUTPUT)
+    for (_, row), seed in zip(rows.iterrows(), (3, 4), strict=True):
+        folder = Path(f"runs/recipes/small_seed{seed}")
+        kept = json.loads((folder / "metrics.json").read_text())
+        assert kept["val/acc"] is None
+        assert not (folder / "report.html").exists()
+        assert row["seed"] == seed
+        assert pd.isna(row["val/acc"])
+        for column in ("test/acc", "test/acc_tta", "test/loss", "fit_seconds"):
+            assert row[column] == kept[column]
+        assert 0 < row["fit_seconds"] < row["seconds"]
+        assert (row["recipe"], row["images"]) == ("small", image_folder.name)
+        flags = ("max_epochs", "batch_size", "lr", "base_width", "flip", "val_size")
+        assert [row[flag] for flag in flags] == ["1", "32", "0.01", "4", "random", "0"]
+    shown = capsys.readouterr().out
+    assert results_table(rows) in shown
+    first = 100 * rows["test/acc"][0]
+    assert shown.startswith(f"small_seed3: test accuracy {first:.2f} %, with flip TTA ")
+
+
+def test_what_is_on_record_is_not_trained_again(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure([write_recipe("small")], 1, timed=False, **files)
+    measure([write_recipe("small")], 1, **files)
+    assert len(trained) == 1  # nothing to time, so no warm-up
+    assert "small: seed 0 on record already\n" in capsys.readouterr().out
+    measure([write_recipe("small")], 2, **files)
+    assert [flags.get("seed") for flags in trained[2:]] == [1]
+    monkeypatch.setattr(recipes, "commit_of_code", lambda: "new")
+    measure([write_recipe("small")], 1, **files)
+    measure([write_recipe("small", label_smoothing=0.1)], 1, **files)
+    rows = read_runs(OUTPUT)
+    found = [*zip(rows["seed"], rows["commit"], rows["label_smoothing"], strict=True)]
+    assert found == [
+        *((0, "same", "0.0"), (1, "same", "0.0")),
+        *((0, "new", "0.0"), (0, "new", "0.1")),
+    ]
+    assert rows["fit_seconds"].notna().tolist() == [False, True, True, True]
+
+
+def test_a_selection_leaves_the_test_set_alone(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(LitCustomResNet, "test_step", refuse)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    own = write_recipe("small", val_size=0, tta="flip")
+    measure([own], 1, select=True, data_dir=str(image_folder))
+    [row] = read_runs(tmp_path / "selection.csv").to_dict("records")
+    assert pd.isna(row["test/acc"])
+    assert pd.isna(row["test/loss"])
+    assert row["val/acc"] >= 0
+    assert row["val/loss"] > 0
+    saved = yaml.safe_load(Path("runs/selection/small_seed0/config.yaml").read_text())
+    assert saved["val_size"] == 12  # a tenth of 120
+
+
+def test_a_sweep_is_trained_seed_by_seed_and_goes_on_where_it_was_stopped(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files |= {"configs": [write_recipe("small", lr_steps=40)], "select": True}
+    files |= {"sweep": {"lr": [0.01, "auto"], "cutout": [4, 6]}, "seeds": 2}
+    plain_create, made = RunFolder.create, 0
+
+    def create(run: RunFolder) -> None:
+        nonlocal made
+        made += 1
+        if made == 4:
+            raise StoppedError(signal.SIGTERM)
+        plain_create(run)
+
+    monkeypatch.setattr(RunFolder, "create", create)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/measure.py"])
+    with pytest.raises(SystemExit) as end:
+        measure(**files)
+    assert end.value.code == 143
+    said = "measure.py: stopped by SIGTERM; the same command goes on with this run"
+    assert said in capsys.readouterr().err
+    assert len(read_runs(OUTPUT)) == 3
+    measure(**files)
+    points = [("0.01", "4"), ("0.01", "6"), ("auto", "4"), ("auto", "6")]
+    rows = read_runs(OUTPUT)
+    assert [*zip(rows["lr"], rows["cutout"], rows["seed"], strict=True)] == [
+        (*point, seed) for seed in (0, 1) for point in points
+    ]
+    assert rows["max_lr"][:2].tolist() == [0.01, 0.01]
+    assert rows["test/acc"].isna().all()
+    assert rows["fit_seconds"].isna().all()
+    for given in trained:
+        assert (given["limit_test_batches"], given["val_size"]) == (0, "auto")
+        assert not Path(given["output_dir"]).exists()
+    assert not Path("runs").exists()
+    assert "1 epochs, lr auto, cutout 6 |" in capsys.readouterr().out
+
+
+def test_every_step_keeps_those_before_it_in_the_order_of_the_table() -> None:
+    later = {"crop_padding": 2, "lr": 0.02, "label_smoothing": 0.1, "lr_steps": 50}
+    files = write_recipe("plain", seed=1), write_recipe("best", seed=2, **later)
+    first, last = (read_recipe(file, {}, select=True) for file in files)
+    steps = find_steps("plain", first, last)
+    expected: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "label smoothing": {"label_smoothing": 0.1},
+        "batch size and learning rate": {"lr": 0.02, "lr_steps": 50},
+        "crop_padding": {"crop_padding": 2},
+    }
+    assert [name for name, _ in steps] == [*expected]
+    settled: dict[str, Any] = {}
+    for name, flags in steps:
+        settled |= expected[name]
+        assert flags == first | settled
+
+
+def test_the_steps_lead_from_the_first_recipe_of_the_project_to_the_last() -> None:
+    own = {"max_epochs": 8}
+    first, last = (
+        read_recipe(str(CONFIGS / name), own, select=False)
+        for name in ("seed.yaml", "best.yaml")
+    )
+    steps = find_steps("seed", first, last)
+    assert len(steps) > 2
+    assert columns(steps[-1][1]) == columns(last)
+    assert {flag for flags in STEPS.values() for flag in flags} <= {*first}
+
+
+def test_steps_are_measured_seed_by_seed(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = [
+        write_recipe("plain"),
+        write_recipe("best", crop_padding=2, label_smoothing=0.1),
+    ]
+    measure(paths, 2, select=True, steps=True, **files)
+    rows = read_runs(OUTPUT)
+    names = ["plain", "label smoothing", "crop_padding"]
+    assert [*zip(rows["recipe"], rows["seed"], strict=True)] == [
+        (name, seed) for seed in (0, 1) for name in names
+    ]
+    assert [flags["crop_padding"] for flags in trained[:3]] == [4, 4, 2]
+    last = percent(rows.loc[rows["recipe"] == "crop_padding", "val/acc"])
+    assert f"`--crop_padding 2`      | {last}" in capsys.readouterr().out
+
+
+def test_results_and_pages_do_not_make_a_commit_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *names, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    files = ("benchmarks/results/runs.csv", "README.md", "train.py")
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    for name in files:
+        (tmp_path / name).touch()
+    git("init")
+    git("add", *files)
+    git("commit", "-m", "all")
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    clean = provenance.commit()
+    assert commit_of_code() == clean
+    for name in files[:2]:
+        (tmp_path / name).write_text("more")
+    assert provenance.commit() == f"{clean}-dirty"
+    assert commit_of_code() == clean
+    (tmp_path / files[2]).write_text("more")
+    assert commit_of_code() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "reason"),
+    [
+        (None, "", "File does not exist"),
+        ("[", "", "Problems parsing config"),
+        ("lrr: 1", "", "'lrr' is not accepted"),
+        ("lr: fast", "", "--lr must be a number or 'auto', got 'fast'"),
+        ("lr: -1", "", "--lr must be a finite number above 0, or auto, got -1.0"),
+        ("lr: 1", "--seeds 0", "--seeds must be a whole number, at least 1"),
+        ("lr: 1", "--first_seed -1", "--seed must be a whole number, from 0"),
+        ("lr: 1", "--data_dir nothing", "no such folder; --data cifar10"),
+        ("lr: 1", "--sweep.lr []", "--sweep.lr []: give at least one value of a flag"),
+        ("lr: 1", "--sweep.seed [1]", "--sweep.seed [1]: give at least one value of a"),
+        ("lr: 1", "--sweep.lr [0]", "--lr must be a finite number above 0"),
+        ("lr: 1", "--sweep.cutout [a]", "--cutout must be a whole number, got 'a'"),
+        ("lr: 1", "--steps", "--steps needs two recipes, the first and the last, got "),
+        (
+            "lr: 1",
+            "bad.yaml --steps",
+            "--steps leads from one recipe to another; these",
+        ),
+        ("lr: 1", "b.yaml --steps", "the first recipe has max_epochs 24, the last 1; "),
+        (
+            "max_epochs: 1",
+            "b.yaml --steps --output o.csv",
+            "such as 'mine'; give anoth",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_trains_nothing(
+    content: str | None,
+    arguments: str,
+    reason: str,
+    trained: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is not None:
+        Path("bad.yaml").write_text(
+            f"accelerator: cpu\nprecision: 32-true\n{content}\n"
+        )
+    if content == "[":
+        Path("bad.yaml").write_text(content)
+    write_recipe("b")
+    write_runs(Path("o.csv"), runs_of("mine", [0.9]))
+    argv = ["measure.py", "bad.yaml", *arguments.split()]
+    argv += [] if "--output" in argv else ["--output", str(OUTPUT)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as end:
+        cli.run("measure.py", measure)
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("measure.py: error: ")
+    assert reason in line
+    assert not OUTPUT.exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_configuration_runs_and_says_what_is_on_record(
+    path: Path, image_folder: Path
+) -> None:
+    flags = cli.parse(Config, ["--config", str(path)]) | SMALL | {"report": False}
+    metrics = train(**flags | {"data_dir": str(image_folder)})
+    assert metrics["epochs"] == 1
+    head = " ".join(path.read_text(encoding="utf-8").replace("#", "").split())
+    found = [
+        f'"{kind["recipe"]}": {percent(runs["test/acc"])}, with flip TTA '
+        f"{percent(runs['test/acc_tta'])}, n = {len(runs)}"
+        for kind, runs in by_kind(runs_of_configs(read_runs()))
+        if f'"{kind["recipe"]}": ' in head
+    ]
+    assert path.stem in "".join(found)
+    for said in found:
+        assert said in head
+
+
+def test_the_best_configuration_is_the_default_but_for_rate_and_average() -> None:
+    flags = cli.parse(Config, ["--config", str(CONFIGS / "best.yaml")])
+    defaults = cli.parse(Config, [])
+    changed = {flag for flag, value in flags.items() if value != defaults[flag]}
+    assert changed == {"lr", "ema_decay"}
+
+
+def test_what_stands_alone_has_the_same_defaults_as_train() -> None:
+    defaults = cli.parse(Config, [])
+    for part in (CIFAR10DataModule, LitCustomResNet):
+        parameters = inspect.signature(part).parameters.values()
+        own = [each for each in parameters if each.default is not each.empty]
+        assert own
+        for parameter in own:
+            assert parameter.default == defaults[parameter.name]
+
+
+def test_images_are_named_by_their_folder(image_folder: Path) -> None:
+    flags = read_recipe(SEED, {}, select=False)
+    named = {"cifar10": flags, "shapes": flags | {"data": "synthetic"}}
+    named[image_folder.name] = flags | {"data_dir": str(image_folder)}
+    for name, given in named.items():
+        assert columns(given)["images"] == name

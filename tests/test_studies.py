@@ -1,0 +1,424 @@
+"""Studies that were made once: each runs small, and its rules give known answers."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from analysis.inference import ENTROPY_THRESHOLD
+from benchmarks.rows import read_rows
+from benchmarks.studies import lr_small, screening, unknown_images
+from benchmarks.studies.lr_rules import (
+    RULES,
+    fastai_valley,
+    lightning,
+    picks_table,
+    steepest_slope,
+    tenth_of_minimum,
+    torch_lr_finder,
+    until_diverged,
+)
+from benchmarks.studies.lr_small import LRS, Setting, compare, summary, verdict
+from benchmarks.studies.lr_stability import CURVES, lr_stability, read_tests
+from benchmarks.studies.screening import (
+    FACTORS,
+    Training,
+    best_loss,
+    build_net,
+    cutmix,
+    design,
+    jitter,
+    whitening_filters,
+)
+from benchmarks.studies.small_maps import small_maps
+from benchmarks.studies.unknown_images import (
+    SCORES,
+    auroc,
+    held_out,
+    refused,
+    thin_out,
+)
+from common.errors import InputError
+from datamodule import CIFAR10DataModule
+from images import sources
+from record import write_recipe
+from run_files import LAST
+from training.lr_finder import RangeTest, limit
+from training.resume import read_checkpoint
+
+RATES = np.geomspace(1e-6, 1, 121)  # twenty a decade
+
+
+def curve(losses: np.ndarray) -> RangeTest:
+    return RangeTest(RATES.tolist(), losses.tolist(), (1e-3, 1e-2), 3e-3)
+
+
+def bowl() -> RangeTest:
+    """Falls fastest at 1e-4, is least at 1e-2, and does not diverge."""
+    at = np.log10(RATES)
+    return curve(3 - np.tanh(2 * (at + 4)) + np.maximum(0, at + 2) ** 2)
+
+
+def test_steepest_slope_and_tenth_of_minimum() -> None:
+    assert steepest_slope(bowl()) == pytest.approx(1e-4, rel=0.13)
+    assert tenth_of_minimum(bowl()) == pytest.approx(1e-3, rel=0.5)
+
+
+def test_steepest_slope_is_before_the_minimum() -> None:
+    losses = np.array(bowl().losses)
+    losses[-20:] = np.linspace(9, 4, 20)  # comes down again after it diverged
+    assert steepest_slope(curve(losses)) == pytest.approx(1e-4, rel=0.13)
+
+
+def test_fastai_takes_the_middle_third_of_the_longest_fall() -> None:
+    # 3, then falling at the steps 40 to 99, then 3 again: with a running mean it
+    # falls from 40 to about 100, and the pick is a half of it further on.
+    losses = np.full(121, 3.0)
+    losses[40:100] = 3 - np.linspace(0.02, 1.2, 60)
+    picked = int(np.abs(RATES - fastai_valley(curve(losses))).argmin())
+    assert 40 + 25 <= picked <= 40 + 40
+
+
+def test_torch_lr_finder_takes_the_steepest_step_within_its_ends() -> None:
+    losses = np.full(121, 3.0)
+    losses[60:] = 1.0
+    assert torch_lr_finder(curve(losses)) == pytest.approx(RATES[60], rel=0.13)
+    losses[117:] = 0.0  # among the last five, which it leaves out
+    assert torch_lr_finder(curve(losses)) == pytest.approx(RATES[60], rel=0.13)
+
+
+def test_lightning_prefers_low_rates() -> None:
+    losses = 3 - np.linspace(0, 1, 121)  # as steep everywhere, on the log scale
+    assert lightning(curve(losses)) < 1e-4
+
+
+def test_a_curve_ends_where_it_diverges() -> None:
+    assert until_diverged(np.array([2.0, 1.0, 3.9, 4.1, 1.0]), 4) == 3
+    assert until_diverged(np.array([2.0, 1.0]), 4) == 2
+
+
+def test_table_has_a_row_a_rule_and_a_column_a_setting() -> None:
+    head, _, *rows = picks_table().splitlines()
+    assert len(rows) == len(RULES)
+    titles = [title.strip() for title in head.split("|")]
+    column = titles.index("seed.yaml, 128")
+    [ours] = [row for row in rows if "`--lr auto`" in row]
+    assert ours.split("|")[column].strip() == "0.0019 to 0.0035 (1.9)"
+
+
+def test_small_networks_on_shapes_are_not_ruined() -> None:
+    picks = lr_small.read_picks()
+    # To the end of these two the loss falls: the middle is 0.407 and 0.135, and the
+    # first leads to one image right in eight, where 0.01 leads to all.
+    assert picks[lr_small.Setting(8, "shapes", 128, seed=0)] == limit(128)
+    assert picks[lr_small.Setting(16, "shapes", 128, seed=0)] == limit(128)
+    assert min(picks.values()) > 0.0005
+    assert all(lr <= limit(setting.batch_size) for setting, lr in picks.items())
+
+
+def test_picks_at_full_width_stay_where_they_were() -> None:
+    before = {
+        ("seed", 512): (0.0049, 0.00324, 0.00603, 0.00302, 0.00372),
+        ("seed", 128): (0.00347, 0.00282, 0.00302, 0.002, 0.00186),
+        ("best", 256): (0.00282, 0.00229, 0.00324, 0.002, 0.00174),
+        ("best", 512): (0.00282, 0.00214, 0.00427, 0.00214, 0.00282),
+        ("best", 128): (0.00214, 0.00229, 0.00302, 0.000933, 0.00141),
+    }
+    now = {
+        setting: [test.lr for test in group]
+        for setting, group in read_tests(CURVES).items()
+    }
+    assert now.keys() == before.keys()
+    for setting, lrs in before.items():
+        assert now[setting] == pytest.approx(lrs, rel=0.2)
+
+
+def test_lr_stability_runs_small(
+    image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = write_recipe("small", lr_steps=40)
+    lr_stability([small], "out/picks.jsonl", (16,), 2, str(image_folder))
+    lines = Path("out/picks.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["seed"] for record in records] == [0, 1]
+    assert all(len(record["losses"]) == 40 for record in records)
+    [((recipe, batch_size), tests)] = read_tests(Path("out/picks.jsonl")).items()
+    assert (recipe, batch_size, len(tests)) == ("small", 16, 2)
+    lrs = [test.lr for test in tests]
+    assert f"| {max(lrs) / min(lrs):.2f} |" in capsys.readouterr().out
+
+
+ONLY = Setting(4, "real", 32, 0)
+
+
+def test_what_is_missing_is_recorded_and_no_more(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = str(image_folder)
+    for name, value in {
+        "CURVES": Path("curves.jsonl"),
+        "RUNS": Path("runs.csv"),
+        "EPOCHS": {"real": {32: 1}},
+        "HELD_OUT": {"real": 30},
+    }.items():
+        monkeypatch.setattr(lr_small, name, value)
+    lr_small.lr_small(quick, (4,), (32,), seeds=1, curves_only=True)
+    assert not lr_small.RUNS.exists()
+    [curve] = map(json.loads, lr_small.CURVES.read_text().splitlines())
+    assert (len(curve["lrs"]), curve["classes"]) == (100, 3)
+    lr_small.lr_small(quick, (4,), (32,), seeds=1)
+    assert len(lr_small.CURVES.read_text().splitlines()) == 1
+    rates = list(
+        dict.fromkeys([*LRS, lr_small.read_picks()[ONLY]])
+    )  # a run of each, once
+    rows = read_rows(lr_small.RUNS)
+    assert rows["lr"].tolist() == rates
+    assert rows["seed"].tolist() == [0] * len(rates)
+    assert rows["val/acc"].between(0, 1).all()
+    lr_small.RUNS.write_text("".join(lr_small.RUNS.read_text().splitlines(True)[:-1]))
+    trained = []
+    monkeypatch.setattr(lr_small, "put_on_record", lambda *given: trained.append(given))
+    lr_small.lr_small(quick, (4,), (32,), seeds=1)
+    [(setting, flags)] = trained
+    assert (setting, flags["lr"]) == (ONLY, rates[-1])
+
+
+def test_the_pick_is_compared_with_the_best_fixed_rate_of_its_seed() -> None:
+    fixed = dict(zip(LRS, (0.2, 0.3, 0.5, 0.4), strict=True))
+    other = ONLY._replace(seed=1)
+    accuracies = {(ONLY, lr): share for lr, share in fixed.items()}
+    accuracies |= {(other, lr): share / 2 for lr, share in fixed.items()}
+    accuracies |= {(ONLY, 0.007): 0.45, (other, 0.002): 0.3}
+    picks = {ONLY: 0.007, other: 0.002, ONLY._replace(seed=2): 0.01}
+    found = compare(accuracies, picks)
+    assert found[["lr", "picked", "best"]].to_numpy().tolist() == [
+        [0.007, 45.0, 50.0],
+        [0.002, 30.0, 25.0],
+    ]
+    shown = ["2", "0.002 to 0.007", "37.5", "37.5", "90.0", "105.0"]
+    assert [*summary(found).values()] == shown
+    assert [*summary(found[:0]).values()] == ["0", *[""] * 5]
+    assert compare(accuracies, {ONLY: 0.008}).empty  # no run with this pick
+
+
+def test_where_a_pick_falls_short_is_said() -> None:
+    accuracies: dict[tuple[Setting, float], float] = {}
+    for width, data, picked in (
+        (4, "real", [0.96]),
+        (8, "real", [0.94, 0.96, 0.96]),
+        (16, "shapes", [0.94, 0.94, 0.96]),
+    ):
+        for seed, share in enumerate(picked):
+            setting = Setting(width, data, 64, seed)
+            accuracies |= {(setting, lr): 1.0 for lr in LRS} | {(setting, 0.007): share}
+    picks = {setting: 0.007 for setting, _ in accuracies}
+    assert verdict(compare(accuracies, picks)).splitlines() == [
+        "Rows with less than 95 % of the best of four in the mean of its seeds: "
+        "base width 16, shapes, batch 64.",
+        "Rows with less than 95 % of the best of four in one seed or more: "
+        "base width 8, real, batch 64; base width 16, shapes, batch 64.",
+    ]
+    assert verdict(compare({}, {})).count(": none.") == 2
+
+
+def test_auroc_is_exact_and_counts_ties_half() -> None:
+    known, unknown = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([2.0, 0.0])
+    # Of six pairs four are right (3 > 2, 3 > 0, 2 > 0, 1 > 0) and one is a tie.
+    assert auroc(known, unknown) == pytest.approx(4.5 / 6)
+    assert refused(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor(0.3)) == 0.5
+
+
+def test_fewer_images_are_taken_evenly() -> None:
+    assert thin_out(torch.arange(10), 4).tolist() == [0, 2, 5, 7]
+    assert thin_out(torch.arange(3), 4).tolist() == [0, 1, 2]
+    assert len(thin_out(torch.arange(0), 4)) == 0
+
+
+def test_every_score_is_higher_for_a_sure_network() -> None:
+    sure, unsure = torch.tensor([[9.0, 0, 0]]), torch.tensor([[1.0, 0.9, 0.8]])
+    for name, score in SCORES.items():
+        assert score(sure, sure.softmax(1)) > score(unsure, unsure.softmax(1)), name
+    even = SCORES["negative entropy"](torch.zeros(1, 8), torch.full((1, 8), 1 / 8))
+    assert even.item() == pytest.approx(-2.0794, abs=1e-4)  # log 8
+
+
+def test_unknown_images_runs_small(
+    image_folder: Path, quick_train: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Trained on red and green, it must find blue among its unknown images."""
+    for part in ("train", "test"):
+        for colour in ("red", "green"):
+            source = image_folder / part / colour
+            shutil.copytree(source, tmp_path / "two" / part / colour)
+    quick_train(data_dir="two", max_epochs=1, val_size=8)
+    for _ in range(2):
+        unknown_images.unknown_images(
+            "found.csv", str(LAST), data_dir=str(image_folder)
+        )
+    rows = read_rows(Path("found.csv")).to_dict("records")
+    kinds = ["uniform noise", "shuffled pixels", "drawn shapes"]
+    kinds.append("held-out classes: blue")
+    named = [(row["score"], row["unknown"]) for row in rows]
+    assert named == 2 * [(score, kind) for kind in kinds for score in SCORES]
+    for row in rows:
+        is_left_out = row["unknown"] == kinds[-1]
+        assert row["n_validation"] == 8
+        assert row["n_known"] == 20
+        assert row["n_unknown"] == (10 if is_left_out else 20)
+        assert row["epochs"] == 1
+        assert 0 <= row["auroc"] <= 1
+        assert row["known_refused"] < 0.5
+
+
+def test_thresholds_come_from_the_images_that_were_held_out(
+    image_folder: Path, quick_train: Callable[..., dict[str, Any]]
+) -> None:
+    quick_train(max_epochs=1, val_size=9, seed=5)
+    checkpoint = read_checkpoint(LAST)
+    data = CIFAR10DataModule(
+        data_dir=str(image_folder), batch_size=8, val_size=9, seed=5
+    )
+    data.setup()
+    images = sources.load("folder", image_folder)
+    found = held_out(checkpoint, images.train[0], images.train[1])
+    assert torch.equal(found, data.val_set[0])
+    others = 255 - images.train[0]
+    with pytest.raises(InputError, match="give those it was trained with"):
+        held_out(checkpoint, others, images.train[1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_threshold_of_the_warning_is_the_measured_one(smoothing: float) -> None:
+    rows = read_rows(unknown_images.RECORD)
+    rows = rows[(rows["score"] == "negative entropy") & (rows["epochs"] == 24)]
+    rows = rows[rows["label_smoothing"] == smoothing]
+    [threshold] = rows["threshold"].unique()
+    [warned] = rows["warned_validation"].unique()
+    if smoothing:
+        assert -threshold > ENTROPY_THRESHOLD
+        assert warned > 0.1
+    else:
+        assert -threshold == pytest.approx(ENTROPY_THRESHOLD, abs=0.05)
+        assert warned == pytest.approx(0.05, abs=0.01)
+
+
+def test_small_maps_are_timed_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom_resnet.SMALL_MAP", 0)  # and back at the end
+    with pytest.raises(InputError, match="must be at least 1"):
+        small_maps("maps.csv", batch_size=2, repeats=0)
+    file = tmp_path / "maps.csv"
+    small_maps(str(file), batch_size=2, repeats=2)
+    few, more = read_rows(file).to_dict("records")
+    assert few["convolution"] == "512 to 512, 3x3"
+    assert more["convolution"] == "256 to 512, 7x7"
+    for row in (few, more):
+        middle, low, high = map(float, re.findall(r"\d+\.\d+", row["ratio"]))
+        assert 0 < low <= middle <= high
+
+
+def signs(rows: list[dict[str, Any]]) -> torch.Tensor:
+    levels = [[FACTORS[name].index(row[name]) for name in FACTORS] for row in rows]
+    return 2.0 * torch.tensor(levels) - 1
+
+
+def test_no_factor_is_mixed_with_another_nor_with_a_pair() -> None:
+    half, whole = signs(design()[:12]), signs(design())
+    assert torch.equal(half.T @ half, 12 * torch.eye(11))
+    assert torch.equal(half.sum(dim=0), torch.zeros(11))
+    assert torch.equal(whole.T @ whole, 24 * torch.eye(11))
+    pairs = whole[:, :, None] * whole[:, None, :]
+    assert (torch.einsum("rf,rij->fij", whole, pairs) == 0).all()
+
+
+def test_whitened_patches_are_not_correlated() -> None:
+    torch.manual_seed(0)
+    mixing = torch.randn(3, 3)
+    images = F.avg_pool2d(torch.randn(200, 3, 34, 34), 3, 1)
+    images = torch.einsum("cd,ndhw->nchw", mixing, images)
+    filters = whitening_filters(images, 60)
+    assert torch.allclose(filters.flatten(1).norm(dim=1), torch.ones(60), atol=1e-5)
+    assert torch.equal(filters[27:54], -filters[:27])
+    answers = F.conv2d(images, filters[:27]).transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(answers) - torch.eye(27)
+    assert correlation.abs().max() < 1e-2
+
+
+def test_a_row_starts_as_it_says() -> None:
+    row = design()[0] | {"dirac": True, "residual_gain": 0.2, "norm_momentum": 0.3}
+    net = build_net(row, torch.randn(20, 3, 32, 32), 64)
+    maps = torch.randn(2, 64, 8, 8)
+    layer: Any = net.layer1.get_submodule("0")
+    assert torch.allclose(layer(maps)[:, :64], maps, atol=1e-6)
+    norm: Any = net.residual3.get_submodule("1.1")
+    assert norm.weight.unique().tolist() == pytest.approx([0.2])
+    assert norm.momentum == 0.3
+    assert sum(weight.numel() for weight in net.parameters()) == 6_573_120
+
+
+def test_boxes_come_from_the_image_whose_label_is_given() -> None:
+    labels = torch.arange(8)
+    images = labels.float().view(8, 1, 1, 1).expand(8, 3, 32, 32)
+    generator = torch.Generator().manual_seed(3)
+    mixed, others, share = cutmix(images, labels, 1.0, generator)
+    assert 0 < share < 1
+    for image, label, other in zip(mixed, labels, others, strict=True):
+        foreign = (image == other).float().mean().item()
+        assert foreign == pytest.approx(1.0 if label == other else share)
+    assert cutmix(images, labels, 0.0, generator)[2] == 0
+
+
+def test_jitter_changes_contrast_and_brightness_within_its_bounds() -> None:
+    images = torch.randn(100, 3, 32, 32)
+    changed = jitter(images, 0.15, torch.Generator().manual_seed(0))
+    gain = changed.std(dim=(1, 2, 3)) / images.std(dim=(1, 2, 3))
+    shift = changed.mean(dim=(1, 2, 3)) - images.mean(dim=(1, 2, 3))
+    assert 0.85 < gain.min() < 0.88 < 1.12 < gain.max() < 1.15
+    assert -0.3 < shift.min() < -0.25 < 0.25 < shift.max() < 0.3
+    assert jitter(images, 0.0, torch.Generator()) is images
+
+
+def test_the_best_loss_does_not_depend_on_the_scale() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(10, (500,))
+    scores = torch.randn(500, 10) + 2 * F.one_hot(labels, 10)
+    best = best_loss(scores, labels)
+    assert best < F.cross_entropy(scores, labels)
+    assert best_loss(scores / 4, labels) == pytest.approx(best, abs=1e-4)
+
+
+def test_rows_are_trained_once_and_go_on_behind_an_epoch(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "HELD_OUT", 20)
+    monkeypatch.setitem(screening.FACTORS, "batch_size", (32, 16))
+    monkeypatch.setattr(screening, "LRS", {32: 0.01, 16: 0.01})
+    quick: dict[str, Any] = {"epochs": 2, "base_width": 4, "data_dir": "images"}
+    Path("images").symlink_to(image_folder)
+    screening.screening([0, 13], "work", "whole.csv", **quick)
+    train_epoch = Training.train_epoch
+
+    def stop_in_second(training: Training) -> None:
+        if training.epoch == 1:
+            raise KeyboardInterrupt
+        train_epoch(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "train_epoch", stop_in_second)
+        with pytest.raises(KeyboardInterrupt):
+            screening.screening([0], "parts", "parts.csv", **quick)
+    screening.screening([0], "parts", "parts.csv", **quick)
+    whole, part = read_rows(Path("whole.csv")), read_rows(Path("parts.csv"))
+    assert whole["row"].tolist() == [0, 13]
+    assert part.equals(whole[:1])
+    assert whole["val/loss"].nunique() == 2
+    with pytest.raises(InputError, match="rows must be from 0 to 23, got 24"):
+        screening.screening([24], "work", "whole.csv", **quick)
