@@ -156,13 +156,13 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     assert page.look(model, image).picture == explanation(image[0], heat)
 
 
-def test_mistakes_are_the_surest_first_and_of_a_class(run: Path) -> None:
+def test_mistakes_are_the_most_confident_first_and_of_a_class(run: Path) -> None:
     model, images = open_run(read_run(run))
     mistakes = page.Mistakes(model, *images.test_set)
-    places = mistakes.surest(page.EVERY_CLASS)
+    places = mistakes.most_confident(page.EVERY_CLASS)
     probabilities = mistakes.probabilities.max(dim=1).values[places].tolist()
     assert probabilities == sorted(probabilities, reverse=True)
-    blue, green, red = (mistakes.surest(label) for label in range(3))
+    blue, green, red = (mistakes.most_confident(label) for label in range(3))
     assert sorted(blue + green + red) == sorted(places)
     assert len(blue) >= SWAPPED
     assert mistakes.choices()[:2] == [
@@ -403,7 +403,7 @@ def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
         image.scroll_into_view_if_needed()
         image.evaluate("image => image.decode()")
     thumbnails.nth(1).click()
-    place = mistakes.surest(0)[1]
+    place = mistakes.most_confident(0)[1]
     found = page.look(model, images.test_set[0][place].permute(2, 0, 1)[None])
     wait_for_label(tab, found.probabilities)
     wait_for_picture(tab, found.picture)
