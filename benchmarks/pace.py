@@ -134,7 +134,7 @@ def pace(
         compile: Compile the network of trainer and loop.
         base_width: Channels of the first convolution.
         keep_memory: Keep freed memory in trainer and loop on a CPU, as train.py does.
-        output: CSV file to which a row is added; docs/speed.md shows those named
+        output: CSV file to which a row is added; docs/lab/speed.md shows those named
             benchmarks/results/DATE_throughput_DEVICE.csv.
         profile: Markdown file to write about steps of the trainer, instead.
 

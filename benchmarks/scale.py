@@ -4,7 +4,7 @@
 
 trains on random images with a narrow network, once for every size, each time in a new
 process (`scale_run.py`), and adds a row a training to the CSV file. `tables.py` writes
-the tables in docs/scale.md, from all such files in `benchmarks/results/`.
+the tables in docs/lab/scale.md, from all such files in `benchmarks/results/`.
 """
 
 import itertools
@@ -129,7 +129,7 @@ def tables() -> str:
             f"On {first['device']}, {first['precision']}, {first['versions']}, with "
             f"images {place}. Base: {', '.join(base)}, width {first['base_width']}, "
             f"{first['images_trained']} images an epoch. The rows are in "
-            f"[{file.name}](../benchmarks/results/{file.name}).\n\n{scale_table(rows)}"
+            f"[{file.name}](../../benchmarks/results/{file.name}).\n\n{scale_table(rows)}"
         )
     return "\n\n".join(parts)
 

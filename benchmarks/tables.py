@@ -43,21 +43,21 @@ TABLES = (
     Table("README.md", "results", lambda: results_table(runs_of_configs(read_runs()))),
     Table("README.md", "weights", lambda: ship.weights_table(read_runs())),
     Table(
-        "docs/accuracy.md",
+        "docs/lab/accuracy.md",
         "ablation",
         lambda: steps_tables(read_runs(RESULTS / "ablation.csv")),
     ),
-    Table("docs/learning_rate.md", "results", lr_rules.picks_table),
-    Table("docs/learning_rate.md", "lr_small", lr_small.table),
+    Table("docs/lab/learning_rate.md", "results", lr_rules.picks_table),
+    Table("docs/lab/learning_rate.md", "lr_small", lr_small.table),
     Table(
-        "docs/learning_rate.md",
+        "docs/lab/learning_rate.md",
         "lr_sweep",
         lambda: sweep_table(find_sweeps(read_runs(RESULTS / "lr_sweep.csv"))),
     ),
     Table("docs/one_cycle.md", "results", lr_rules.suggestions_table),
-    Table("docs/scale.md", "results", scale.tables),
-    Table("docs/speed.md", "results", pace.table),
-    Table("docs/speed.md", "small_maps", small_maps.table),
+    Table("docs/lab/scale.md", "results", scale.tables),
+    Table("docs/lab/speed.md", "results", pace.table),
+    Table("docs/lab/speed.md", "small_maps", small_maps.table),
     Table("docs/unknown_images.md", "results", unknown_images.table),
 )
 

@@ -19,8 +19,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors for the next ones.
 
     By itself it gives every large block back and asks for it anew, and each step of a
-    training on a CPU pays for the page faults of its activations: docs/speed.md. Other
-    C libraries are left alone.
+    training on a CPU pays for the page faults of its activations: docs/lab/speed.md.
+    Other C libraries are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -32,10 +32,9 @@ from run_files import LAST
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROOMS = ("analysis", "common", "images", "machine", "training")
-PAGES = {
-    path.name: path.read_text(encoding="utf-8")
-    for path in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
-}
+FILES = {path.name: path for path in sorted((PROJECT / "docs").rglob("*.md"))}
+FILES |= {name: PROJECT / name for name in ("README.md", "CONTRIBUTING.md")}
+PAGES = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
 
 # What is added to each script's flags so that it takes a second, without a GPU.
 QUICK = {
@@ -57,6 +56,7 @@ EXTRAS = {"app.py": "gradio", "export.py": "onnxruntime", "report.py": "jinja2"}
 # What cannot be run here, and why; what it names must exist all the same.
 NOT_RUN = {
     "pip": "downloads",
+    "pre-commit": "changes the repository",
     "pytest": "is what runs this test",
     "tensorboard": "serves until it is stopped",
     "torchrun": "needs several hosts; see test_torchrun_on_two_hosts",
@@ -104,7 +104,11 @@ def _call(command: list[str], extra: tuple[str, ...]) -> None:
     match command:
         case ["srun", *rest]:
             _call(rest, extra)
-        case ["python", "-m", "pytest", *_] | ["tensorboard", "--logdir", _]:
+        case (
+            ["python", "-m", "pytest", *_]
+            | ["tensorboard", "--logdir", _]
+            | ["pre-commit", "install"]
+        ):
             pass
         case ["pip", "install", *rest]:
             missing = [name for name in rest if "." in name and not Path(name).exists()]
@@ -260,7 +264,7 @@ def test_nothing_in_the_tables_of_this_test_is_left_over() -> None:
 
 def test_every_link_between_pages_leads_somewhere() -> None:
     for name, page in PAGES.items():
-        folder = PROJECT if name == "README.md" else PROJECT / "docs"
+        folder = FILES[name].parent
         for target, part in re.findall(r"\]\((?!http)([^)#]+)#?([^)]*)\)", page):
             assert (folder / target).exists(), f"{name}: {target}"
             if part:
@@ -288,7 +292,7 @@ def test_the_pictures_are_drawn_from_what_is_on_record(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures")
     for path in (tmp_path / "pictures").iterdir():
         drawn, kept = path.read_text(), (PROJECT / "docs/pictures" / path.name)
-        assert f"](pictures/{path.name})" in "".join(PAGES.values())
+        assert f"pictures/{path.name})" in "".join(PAGES.values())
         # Other versions of Matplotlib may draw otherwise, but not say something else.
         words = re.compile(r"<text[^>]*>(.*?)</text>", re.DOTALL)
         assert words.findall(drawn) == words.findall(kept.read_text())

@@ -42,7 +42,7 @@ def test_a_row_and_a_line_for_each_ratio(
 
 
 def test_the_page_shows_the_profiles_on_record() -> None:
-    text = (PROJECT / "docs" / "speed.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "lab" / "speed.md").read_text(encoding="utf-8")
     steps = sorted(RESULTS.glob("2026-11-22_profile_cpu_512_*.md"))
     assert len(steps) == 3
     for step in steps:

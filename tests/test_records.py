@@ -542,7 +542,7 @@ def test_figures_in_prose_are_those_on_record() -> None:
     lost = 100 * (before - after).dropna()
     readme, accuracy = (
         " ".join((PROJECT / name).read_text(encoding="utf-8").split())
-        for name in ("README.md", "docs/accuracy.md")
+        for name in ("README.md", "docs/lab/accuracy.md")
     )
     for row, pages in ((plain, (readme, accuracy)), (flip, (readme,))):
         assert float(row["p"]) < 0.01

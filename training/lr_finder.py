@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal factors
 # Of the pick at batch size 128: no loss of a test tells that more ruins a training.
 # It goes with the root of the batch size, the rule for Adam of Malladi et al. (2022,
-# arXiv:2205.10287), up to the largest that docs/learning_rate.md has measured.
+# arXiv:2205.10287), up to the largest that docs/lab/learning_rate.md has measured.
 LIMIT = 0.01
 LARGEST_MEASURED = 512
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
