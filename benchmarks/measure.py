@@ -28,6 +28,7 @@ training of a few steps comes before it, which is not timed and leaves nothing b
 import itertools
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pandas as pd
 
 from benchmarks import recipes
-from benchmarks.recipes import Flags
 from benchmarks.rows import RESULTS
 from benchmarks.runs import (
     ACCURACIES,
@@ -52,8 +52,9 @@ from benchmarks.runs import (
 from benchmarks.sweeps import steps_tables
 from common import cli
 from common.errors import InputError
+from config import Config
 
-Recipe = tuple[str, Flags]  # its name, and all flags but the seed
+Recipe = tuple[str, Config]  # its name, and all flags but the seed
 Sweep = dict[str, list[str | int | float | bool]]
 
 
@@ -93,23 +94,29 @@ def measure(
     if steps:
         check_record(read_runs(runs), planned, runs)
     kept, commit = not (sweep or steps), recipes.commit_of_code()
-    warm: list[Flags] = []
-    for seed, (name, flags) in itertools.product(wanted, planned):
-        same = {"seed": seed, "commit": commit, **recipes.place(flags)}
-        if len(on_record(read_runs(runs), name, flags, same)):
+    warm: list[Config] = []
+    for seed, (name, config) in itertools.product(wanted, planned):
+        same = {"seed": seed, "commit": commit, **recipes.place(config)}
+        if len(on_record(read_runs(runs), name, config, same)):
             print(f"{name}: seed {seed} on record already", flush=True)
             continue
-        if timed and kept and flags not in warm:
-            recipes.warm_up(flags)
-            warm.append(flags)
-        flags = flags | {"seed": seed, "name": f"{name}_seed{seed}".replace(" ", "_")}
-        train_once(name, flags, runs, commit, kept=kept, timed=timed)
+        if timed and kept and config not in warm:
+            recipes.warm_up(config)
+            warm.append(config)
+        folder = f"{name}_seed{seed}".replace(" ", "_")
+        given = replace(config, seed=seed, name=folder)
+        train_once(name, given, runs, commit, kept=kept, timed=timed)
     rows = pd.concat([of_recipe(read_runs(runs), *recipe) for recipe in planned])
     print(steps_tables(rows) if steps else results_table(rows))
 
 
 def plan(
-    configs: list[str], own: Flags, sweep: Sweep, *, steps: bool, select: bool
+    configs: list[str],
+    own: dict[str, Any],
+    sweep: Sweep,
+    *,
+    steps: bool,
+    select: bool,
 ) -> list[Recipe]:
     """All recipes to train.
 
@@ -163,21 +170,21 @@ def check_record(runs: pd.DataFrame, planned: list[Recipe], file: Path) -> None:
 
 
 def on_record(
-    runs: pd.DataFrame, recipe: str, flags: Flags, same: dict[str, Any]
+    runs: pd.DataFrame, recipe: str, config: Config, same: dict[str, Any]
 ) -> pd.DataFrame:
     """The runs of a recipe that agree in other columns, too."""
-    found = of_recipe(runs, recipe, flags)
+    found = of_recipe(runs, recipe, config)
     return found[(found[[*same]] == pd.Series(same)).all(axis=1)]
 
 
 def train_once(
-    recipe: str, flags: Flags, runs: Path, commit: str, *, kept: bool, timed: bool
+    recipe: str, config: Config, runs: Path, commit: str, *, kept: bool, timed: bool
 ) -> None:
     """Train once, say how it went, and put the run on record.
 
     Args:
         recipe: Its name on record.
-        flags: All flags.
+        config: All flags.
         runs: CSV file of the runs.
         commit: That of the code.
         kept: Whether the run folder stays, and the times.
@@ -185,7 +192,7 @@ def train_once(
     """
     # TensorBoard's writer may still be at work in it.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        given = flags if kept else flags | {"output_dir": folder}
+        given = config if kept else replace(config, output_dir=folder)
         metrics = recipes.quietly_train(given)
         found = [
             f"{words} {percent(pd.Series([metrics[column]]))}"
@@ -193,9 +200,9 @@ def train_once(
             if metrics.get(column) is not None
         ]
         seconds = f"{metrics['fit_seconds']} s"
-        print(f"{flags['name']}: {', '.join([*found, seconds])}", flush=True)
-        place = Path(given["output_dir"]) / given["name"]
-        add_run(place, recipe, flags, runs, timed=timed and kept, commit=commit)
+        print(f"{given.name}: {', '.join([*found, seconds])}", flush=True)
+        place = Path(given.output_dir) / str(given.name)
+        add_run(place, recipe, config, runs, timed=timed and kept, commit=commit)
 
 
 if __name__ == "__main__":

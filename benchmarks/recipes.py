@@ -6,20 +6,19 @@ on those that are not held out, and the network of its last epoch is tested once
 """
 
 import contextlib
-import inspect
 import io
 import logging
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from analysis import report
 from common import cli
 from common.errors import InputError, StoppedError
-from config import Config
+from config import MARKS, Config
 from images.class_folders import is_image_folder
 from machine import provenance
 from machine.hardware import choose_hardware
@@ -45,11 +44,7 @@ OTHERWISE = (
     *("output_dir", "name", "ckpt_every_n_steps", "limit_test_batches", "tta"),
 )
 # The flags that make a recipe: columns of every record of runs.
-FLAGS = tuple(
-    flag
-    for flag in inspect.signature(Config).parameters
-    if flag not in (*PROTOCOL, *OTHERWISE)
-)
+FLAGS = tuple(flag for flag in MARKS if flag not in (*PROTOCOL, *OTHERWISE))
 # Flags that change together on the way from one recipe to another, in this order. Any
 # other flag that differs is a step of its own, after these.
 STEPS = {
@@ -64,15 +59,14 @@ STEPS = {
 }
 SHARED = ("accelerator", "precision", "data", "data_dir", "max_epochs")
 
-Flags = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-def read_recipe(config: str | None, own: Flags, *, select: bool) -> Flags:
+def read_recipe(file: str | None, own: dict[str, Any], *, select: bool) -> Config:
     """All flags of train.py but the seed and the name, the protocol's applied.
 
     Args:
-        config: YAML file of flags; None for the defaults.
+        file: YAML file of flags; None for the defaults.
         own: Flags that overrule those of the file where they are not None.
         select: Hold out training images, and leave the test set alone.
 
@@ -82,31 +76,30 @@ def read_recipe(config: str | None, own: Flags, *, select: bool) -> Flags:
     arguments = [
         f"--{flag}={value}" for flag, value in own.items() if value is not None
     ]
-    if config is not None:
-        arguments = ["--config", config, *arguments]
+    if file is not None:
+        arguments = ["--config", file, *arguments]
     flags = cli.parse(Config, arguments, Path(sys.argv[0]).name)
-    flags |= PROTOCOL | (SELECTING if select else MEASURING)
-    Config(**flags)  # or it says what is wrong
+    config = Config(**flags | PROTOCOL | (SELECTING if select else MEASURING))
     kind = "selection" if select else "recipes"
-    return flags | {"output_dir": str(Path(flags["output_dir"]) / kind)}
+    return replace(config, output_dir=Path(config.output_dir) / kind)
 
 
-def read_run(folder: Path) -> Flags:
+def read_run(folder: Path) -> Config:
     """The flags of a finished run, with "auto" where a range test found the rate."""
-    flags: Flags = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = report.read_run(folder).config
     tested = (folder / "lr_finder.png").exists()
-    return flags | ({"lr": "auto"} if tested else {})
+    return replace(config, lr="auto") if tested else config
 
 
-def columns(flags: Flags) -> dict[str, str]:
+def columns(config: Config) -> dict[str, str]:
     """Images and flags of a recipe, as in the rows on record."""
-    folder = Path(flags["data_dir"]).expanduser()
+    folder = Path(config.data_dir)
     images = folder.resolve().name if is_image_folder(folder) else "cifar10"
-    images = "shapes" if flags["data"] == "synthetic" else images
-    return {"images": images, **{flag: str(flags[flag]) for flag in FLAGS}}
+    images = "shapes" if config.data == "synthetic" else images
+    return {"images": images, **{flag: str(getattr(config, flag)) for flag in FLAGS}}
 
 
-def find_steps(name: str, first: Flags, last: Flags) -> list[tuple[str, Flags]]:
+def find_steps(name: str, first: Config, last: Config) -> list[tuple[str, Config]]:
     """The recipes on the way from one to another, both included, named by their steps.
 
     Args:
@@ -117,50 +110,54 @@ def find_steps(name: str, first: Flags, last: Flags) -> list[tuple[str, Flags]]:
     Raises:
         InputError: There is no way, or the steps would not be measured alike.
     """
+    before, after = asdict(first), asdict(last)
     for flag in SHARED:
-        if first[flag] != last[flag]:
+        if before[flag] != after[flag]:
             raise InputError(
-                f"the first recipe has {flag} {first[flag]}, the last {last[flag]}; "
+                f"the first recipe has {flag} {before[flag]}, the last {after[flag]}; "
                 "give both the same, for the steps are measured alike"
             )
-    differing = [flag for flag in FLAGS if first[flag] != last[flag]]
+    differing = [flag for flag in FLAGS if before[flag] != after[flag]]
     if not differing:
         raise InputError("--steps leads from one recipe to another; these are the same")
     grouped = {flag for flags in STEPS.values() for flag in flags}
     groups = STEPS | {flag: (flag,) for flag in differing if flag not in grouped}
     steps = [(name, first)]
     for step, flags in groups.items():
-        changes = {flag: last[flag] for flag in flags if flag in differing}
+        changes = {flag: after[flag] for flag in flags if flag in differing}
         if changes:
-            steps.append((step, steps[-1][1] | changes))
+            steps.append((step, replace(steps[-1][1], **changes)))
     return steps
 
 
-def place(flags: Flags) -> dict[str, str]:
+def place(config: Config) -> dict[str, str]:
     """Device and precision of a recipe here, as in the rows on record."""
-    hardware = choose_hardware(flags["accelerator"], 1, 1, "auto", flags["precision"])
+    hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
     found = provenance.circumstances(hardware)
     return {column: found[column] for column in ("device", "precision")}
 
 
-def warm_up(flags: Flags) -> None:
+def warm_up(config: Config) -> None:
     """Train a few steps that leave nothing behind and are not timed."""
-    few: Flags = {
-        "max_epochs": 1,
-        "limit_train_batches": WARM_UP_STEPS,
-        "limit_test_batches": 0,
-        "lr": FAST_DEV_LR if flags["lr"] == "auto" else flags["lr"],
-    }
     # TensorBoard's writer may still be at work in it.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        quietly_train(flags | few | {"output_dir": folder, "name": "warm_up"})
+        few = replace(
+            config,
+            max_epochs=1,
+            limit_train_batches=WARM_UP_STEPS,
+            limit_test_batches=0,
+            lr=FAST_DEV_LR if config.lr == "auto" else config.lr,
+            output_dir=folder,
+            name="warm_up",
+        )
+        quietly_train(few)
 
 
-def quietly_train(flags: Flags) -> dict[str, Any]:
+def quietly_train(config: Config) -> dict[str, Any]:
     """Call `train` without what it prints; its progress is on stderr."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return train(**flags)
+            return train(**asdict(config))
     except StoppedError as stop:
         message = f"stopped by {stop.name}; the same command goes on with this run anew"
         cli.end_together(Path(sys.argv[0]).name, message, stop.exit_code)

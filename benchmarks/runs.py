@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.recipes import CONFIGS, FLAGS, Flags, columns, read_recipe
+from benchmarks.recipes import CONFIGS, FLAGS, columns, read_recipe
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common.errors import InputError
+from config import Config
 
 RUNS = RESULTS / "runs.csv"
 TIMES = ("seconds", "fit_seconds", "images_per_second")
@@ -25,7 +27,7 @@ KIND = [*RECIPE, "device", "precision"]  # of runs that differ in their seed onl
 def add_run(
     folder: Path,
     recipe: str,
-    flags: Flags,
+    config: Config,
     runs: Path = RUNS,
     *,
     timed: bool = True,
@@ -36,7 +38,7 @@ def add_run(
     Args:
         folder: The run folder.
         recipe: Name of the recipe.
-        flags: Those that the run was given.
+        config: What the run was given.
         runs: The CSV file; made when it is not there.
         timed: Whether its times are worth keeping: not if other work ran beside it.
         commit: That of the code that ran; None for the one in metrics.json.
@@ -46,7 +48,7 @@ def add_run(
         metrics |= {name: "" for name in TIMES if name in metrics}
     if commit is not None:
         metrics["commit"] = commit
-    add_row(runs, {"date": today(), "recipe": recipe, **columns(flags), **metrics})
+    add_row(runs, {"date": today(), "recipe": recipe, **columns(config), **metrics})
 
 
 def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
@@ -69,9 +71,9 @@ def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
     return found.fillna(dict.fromkeys(KIND, ""))
 
 
-def of_recipe(runs: pd.DataFrame, recipe: str, flags: Flags) -> pd.DataFrame:
+def of_recipe(runs: pd.DataFrame, recipe: str, config: Config) -> pd.DataFrame:
     """The runs of one recipe, on any device."""
-    same = pd.Series({"recipe": recipe, **columns(flags)})
+    same = pd.Series({"recipe": recipe, **columns(config)})
     return runs[(runs[same.index] == same).all(axis=1)]
 
 
@@ -81,12 +83,12 @@ def runs_of_configs(runs: pd.DataFrame) -> pd.DataFrame:
     They are what the README shows; trials of other lengths and rates are in the CSV.
     """
     found = []
-    for config in (*sorted(CONFIGS.glob("*.yaml")), None):
-        name, path = (config.stem, str(config)) if config else ("default", None)
-        flags = read_recipe(path, {}, select=False) | {"data": "cifar10"}
-        # train.py by itself holds images out.
-        flags |= {} if config else {"val_size": "auto"}
-        found.append(of_recipe(runs, name, flags))
+    for file in (*sorted(CONFIGS.glob("*.yaml")), None):
+        name, path = (file.stem, str(file)) if file else ("default", None)
+        config = read_recipe(path, {"data": "cifar10"}, select=False)
+        if file is None:  # train.py by itself holds images out
+            config = replace(config, val_size="auto")
+        found.append(of_recipe(runs, name, config))
     return pd.concat(found)
 
 

@@ -32,7 +32,7 @@ def runs_of(
     recipe: str, shares: list[float], column: str = "test/acc", **others: Any
 ) -> pd.DataFrame:
     """A run of the plain recipe for each of these accuracies, with seeds from 0."""
-    flags = columns(read_recipe(SEED, {}, select=False) | {"data": "cifar10"})
+    flags = columns(read_recipe(SEED, {"data": "cifar10"}, select=False))
     same = flags | {"device": "CPU", "precision": "32-true", "commit": "a1b2"}
     rows = [
         same | {"recipe": recipe, "seed": seed, "max_lr": 0.01, column: share} | others

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     quietly_train = recipes.quietly_train
 
-    def note(flags: dict[str, Any]) -> dict[str, Any]:
-        calls.append(flags)
-        return quietly_train(flags)
+    def note(config: Config) -> dict[str, Any]:
+        calls.append(asdict(config))
+        return quietly_train(config)
 
     monkeypatch.setattr(recipes, "quietly_train", note)
     monkeypatch.setattr(recipes, "commit_of_code", lambda: "same")
@@ -192,9 +193,9 @@ def test_every_step_keeps_those_before_it_in_the_order_of_the_table() -> None:
     }
     assert [name for name, _ in steps] == [*expected]
     settled: dict[str, Any] = {}
-    for name, flags in steps:
+    for name, config in steps:
         settled |= expected[name]
-        assert flags == first | settled
+        assert config == replace(first, **settled)
 
 
 def test_the_steps_lead_from_the_first_recipe_of_the_project_to_the_last() -> None:
@@ -206,7 +207,7 @@ def test_the_steps_lead_from_the_first_recipe_of_the_project_to_the_last() -> No
     steps = find_steps("seed", first, last)
     assert len(steps) > 2
     assert columns(steps[-1][1]) == columns(last)
-    assert {flag for flags in STEPS.values() for flag in flags} <= {*first}
+    assert {flag for flags in STEPS.values() for flag in flags} <= {*asdict(first)}
 
 
 def test_steps_are_measured_seed_by_seed(
@@ -351,8 +352,8 @@ def test_what_stands_alone_has_the_same_defaults_as_train() -> None:
 
 
 def test_images_are_named_by_their_folder(image_folder: Path) -> None:
-    flags = read_recipe(SEED, {}, select=False)
-    named = {"cifar10": flags, "shapes": flags | {"data": "synthetic"}}
-    named[image_folder.name] = flags | {"data_dir": str(image_folder)}
+    config = read_recipe(SEED, {}, select=False)
+    named = {"cifar10": config, "shapes": replace(config, data="synthetic")}
+    named[image_folder.name] = replace(config, data_dir=image_folder)
     for name, given in named.items():
         assert columns(given)["images"] == name

@@ -15,7 +15,6 @@ import pytest
 from benchmarks import compare, measure, pace, scale, ship, tables
 from benchmarks.compare import comparison, find_recipe, page
 from benchmarks.pictures import sweep_figure
-from benchmarks.recipes import FLAGS
 from benchmarks.rows import RESULTS, add_row, read_rows, summary, today
 from benchmarks.runs import (
     add_run,
@@ -41,9 +40,10 @@ from benchmarks.sweeps import (
 )
 from common import cli
 from common.errors import InputError
+from config import Config
 from datamodule import DEFAULT_VAL_SIZE
 from machine.provenance import PROJECT
-from record import SMALL, held_out, runs_of, together, write_runs
+from record import held_out, runs_of, together, write_runs
 
 # The reach of an interval in standard errors, from printed tables of the normal
 # distribution: for one fixed rate, and for two.
@@ -188,9 +188,8 @@ def test_the_most_accurate_comes_first_and_a_spoilt_time_is_left_out() -> None:
     for recipe, accuracy, timed in (("a", 0.5, True), ("b", 0.9, False)):
         content = json.dumps(metrics | {"test/acc": accuracy})
         Path("metrics.json").write_text(content)
-        flags = SMALL | dict.fromkeys(FLAGS, "x") | {"data": "synthetic"}
-        flags |= {"data_dir": "data", "max_epochs": 3}
-        add_run(Path(), recipe, flags, Path("runs.csv"), timed=timed)
+        config = Config(data="synthetic", max_epochs=3)
+        add_run(Path(), recipe, config, Path("runs.csv"), timed=timed)
     assert cells(results_table(read_runs(Path("runs.csv")))) == [
         ["b on shapes, 3 epochs", "90.00 %", "", "", "1", "", "", "CPU, 32-true"],
         [

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from analysis.loading import WEIGHTS, load_model
+from analysis.report import read_run
 from analysis.weights import read_weights
 from benchmarks import ship as script
 from benchmarks.runs import add_run, read_runs
@@ -45,8 +45,8 @@ def train_thrice(quick_train: Train) -> list[Path]:
         (folders[-1] / "metrics.json").write_text(
             json.dumps(metrics | {"test/acc": accuracy})
         )
-        flags = yaml.safe_load((RUN / "config.yaml").read_text(encoding="utf-8"))
-        add_run(folders[-1], "mine", flags, Path("runs.csv"))
+        config = read_run(RUN).config
+        add_run(folders[-1], "mine", config, Path("runs.csv"))
     return folders
 
 

@@ -186,8 +186,8 @@ def test_what_is_missing_is_recorded_and_no_more(
     trained = []
     monkeypatch.setattr(lr_small, "put_on_record", lambda *given: trained.append(given))
     lr_small.lr_small(quick, (4,), (32,), seeds=1)
-    [(setting, flags)] = trained
-    assert (setting, flags["lr"]) == (ONLY, rates[-1])
+    [(setting, config)] = trained
+    assert (setting, config.lr) == (ONLY, rates[-1])
 
 
 def test_the_pick_is_compared_with_the_best_fixed_rate_of_its_seed() -> None:

@@ -17,8 +17,9 @@ import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,7 +32,7 @@ import pytorch_lightning as pl
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from benchmarks.studies.lr_stability import measure
 from common import cli
-from config import Config
+from config import DEFAULT_DIR, Config
 from machine import memory, provenance
 from machine.hardware import Hardware, choose_hardware
 from train import build_module, load_images
@@ -60,18 +61,18 @@ class Setting(NamedTuple):
     seed: int
 
 
-def flags_of(setting: Setting, data_dir: str | None) -> dict[str, Any]:
-    """All flags of train.py."""
-    shapes = ["--data", "synthetic"]
-    source = shapes if setting.data == "shapes" else ["--data_dir", str(data_dir)]
-    return cli.parse(Config, source) | {
-        "base_width": setting.base_width,
-        "batch_size": setting.batch_size,
-        "seed": setting.seed,
-        "val_size": HELD_OUT[setting.data],
-        "max_epochs": EPOCHS[setting.data][setting.batch_size]
-        * (2 if setting.base_width == min(WIDTHS) else 1),
-    }
+def config_of(setting: Setting, data_dir: str | None) -> Config:
+    """All flags of train.py, without a rate."""
+    longer = 2 if setting.base_width == min(WIDTHS) else 1
+    return Config(
+        data="synthetic" if setting.data == "shapes" else "auto",
+        data_dir=data_dir or DEFAULT_DIR,
+        base_width=setting.base_width,
+        batch_size=setting.batch_size,
+        seed=setting.seed,
+        val_size=HELD_OUT[setting.data],
+        max_epochs=longer * EPOCHS[setting.data][setting.batch_size],
+    )
 
 
 def read_picks() -> dict[Setting, float]:
@@ -105,15 +106,15 @@ def lr_small(
     for plan in itertools.product(base_widths, range(seeds), batch_sizes, EPOCHS):
         base_width, seed, batch_size, data = plan
         setting = Setting(base_width, data, batch_size, seed)
-        flags = flags_of(setting, data_dir)
+        config = config_of(setting, data_dir)
         if setting not in read_picks():
-            record = setting._asdict() | measure(flags | {"lr": "auto"})
+            record = setting._asdict() | measure(config)
             with CURVES.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         rates = () if curves_only else (*LRS, read_picks()[setting])
         for lr in rates:
             if (setting, lr) not in read_accuracies():
-                put_on_record(setting, flags | {"lr": lr})
+                put_on_record(setting, replace(config, lr=lr))
 
 
 def read_accuracies() -> dict[tuple[Setting, float], float]:
@@ -124,14 +125,14 @@ def read_accuracies() -> dict[tuple[Setting, float], float]:
     return dict(zip(runs, rows["val/acc"], strict=True))
 
 
-def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
+def put_on_record(setting: Setting, config: Config) -> None:
     """Train once and add a row."""
-    hardware = choose_hardware("cpu", 1, 1, "auto", flags["precision"])
+    hardware = choose_hardware("cpu", 1, 1, "auto", config.precision)
     started = time.perf_counter()
     row = setting._asdict() | {
-        "epochs": flags["max_epochs"],
-        "lr": flags["lr"],
-        "val/acc": round(accuracy(flags, hardware), 4),
+        "epochs": config.max_epochs,
+        "lr": config.lr,
+        "val/acc": round(accuracy(config, hardware), 4),
         "seconds": round(time.perf_counter() - started, 1),
         "date": today(),
         **provenance.circumstances(hardware),
@@ -141,15 +142,14 @@ def put_on_record(setting: Setting, flags: dict[str, Any]) -> None:
     add_row(RUNS, row)
 
 
-def accuracy(flags: dict[str, Any], hardware: Hardware) -> float:
+def accuracy(config: Config, hardware: Hardware) -> float:
     """Train once, and return the accuracy on the held-out images."""
-    config = Config(**flags)
     images = load_images(config)
     module = build_module(config, images)
     trainer = pl.Trainer(
         **hardware.arguments,
-        max_epochs=flags["max_epochs"],
-        check_val_every_n_epoch=flags["max_epochs"],  # the last epoch's is enough
+        max_epochs=config.max_epochs,
+        check_val_every_n_epoch=config.max_epochs,  # the last epoch's is enough
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

@@ -12,6 +12,7 @@ import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,32 +58,31 @@ def lr_stability(
     """
     if seeds < 1:
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
-    for config, batch_size in itertools.product(configs, batch_sizes):
+    for file, batch_size in itertools.product(configs, batch_sizes):
         own = {"data_dir": data_dir, "lr": "auto", "batch_size": batch_size}
-        flags = read_recipe(config, own, select=True)
+        config = read_recipe(file, own, select=True)
         for seed in range(seeds):
-            record = {"recipe": Path(config).stem, **measure(flags | {"seed": seed})}
+            test = measure(replace(config, seed=seed))
             Path(output).parent.mkdir(parents=True, exist_ok=True)
-            with Path(output).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with Path(output).open("a") as lines:
+                lines.write(json.dumps({"recipe": Path(file).stem, **test}) + "\n")
     for (recipe, batch_size), tests in read_tests(Path(output)).items():
         print(f"| {recipe} | {batch_size} | {picks(tests)} |")
 
 
-def measure(flags: dict[str, Any]) -> dict[str, Any]:
+def measure(config: Config) -> dict[str, Any]:
     """One range test as `train` would run it: its curve and circumstances."""
     started = time.perf_counter()
-    hardware = choose_hardware(flags["accelerator"], 1, 1, "auto", flags["precision"])
-    config = Config(**flags)
+    hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
     images = load_images(config)
     _, test = settle_lr(config, images, hardware, None)
     assert test is not None  # for the rate is auto
     return {
         "date": today(),
-        "batch_size": flags["batch_size"],
-        "seed": flags["seed"],
+        "batch_size": config.batch_size,
+        "seed": config.seed,
         "classes": len(images.classes),
-        "lr_finder": flags["lr_finder"],
+        "lr_finder": config.lr_finder,
         "seconds": round(time.perf_counter() - started, 1),
         **provenance.circumstances(hardware),
         "lrs": [float(f"{lr:.5g}") for lr in test.lrs],
