@@ -30,6 +30,8 @@ from training.history import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("config.yaml", "metrics.json", "metrics.csv", "checkpoints/last.ckpt")
+# What a report shows or uses. Runs of before another flag was there have its default.
+FLAGS = ("data", "data_dir", "batch_size", "val_size", "seed", "lr", "base_width")
 METRICS = (
     *(
         f"{split}/{name}"
@@ -256,7 +258,7 @@ def _read(path: Path, parse: Callable[[str], Any], keys: Sequence[str]) -> Any:
 
 
 def _read_config(path: Path) -> Config:
-    values = _read(path, yaml.safe_load, [*Config().record()])
+    values = _read(path, yaml.safe_load, FLAGS)
     try:
         return Config(**values)
     except (InputError, TypeError) as error:

@@ -40,7 +40,7 @@ def test_calibration_agrees_with_torchmetrics() -> None:
     assert ours.ece == pytest.approx(theirs.item(), rel=1e-5)
 
 
-def test_findings_are_what_the_network_says() -> None:
+def test_an_evaluation_is_what_the_network_predicts() -> None:
     torch.manual_seed(0)
     module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
     model = module.eval().requires_grad_(False)

@@ -246,7 +246,7 @@ def test_a_run_that_is_not_finished(quick_train: Train) -> None:
         ("metrics.json", b"7", "metrics.json is damaged"),
         ("metrics.json", b"[" * 10_000, "metrics.json is damaged"),
         ("config.yaml", b"lr: [", "config.yaml is damaged"),
-        ("config.yaml", b"lr: 1", "config.yaml has no accelerator"),
+        ("config.yaml", b"lr: 1", "config.yaml has no data"),
         ("config.yaml", OTHER.encode(), "config.yaml: .*colour"),
         ("config.yaml", WRONG.encode(), "config.yaml: --seed must be a whole number"),
         ("config.yaml", b"\xff\xfe", "config.yaml is damaged"),
@@ -266,6 +266,12 @@ def test_a_damaged_file_is_named(
     (tmp_path / "metrics.json").write_text(json.dumps(run.metrics))
     (tmp_path / "metrics.csv").write_text("epoch,step,lr,val/acc\n0,4,0.1,\n")
     assert read_run(tmp_path).rows == [{"epoch": 0, "step": 4, "lr": 0.1}]
+    assert read_run(tmp_path).config == run.config
+    older = {
+        flag: value for flag, value in run.config.record().items() if flag != "tta"
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+    assert read_run(tmp_path).config == run.config
     (tmp_path / file).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_run(tmp_path)
