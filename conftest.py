@@ -35,6 +35,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     sys.argv[0] = pytest.__file__  # or it would seem to be an interactive Python
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: two a core, as many tests wait for other processes."""
+    return min(2 * (os.cpu_count() or 1), 16)
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Work in an empty folder, with nothing to download from."""

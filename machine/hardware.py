@@ -1,6 +1,7 @@
 """Devices, processes and precision, and whether they can be used."""
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -26,6 +27,11 @@ NEEDS_SCRIPT = (
     "several processes are started from a script, not forked, spawned or from "
     "interactive Python; use python train.py --devices 2 --strategy ddp, or one device"
 )
+# What starts processes, and what its numbers of processes and of machines are called.
+COUNTS = {
+    "torchrun": ("--nproc_per_node", "--nnodes"),
+    "srun": ("--ntasks-per-node", "--nodes"),
+}
 
 
 class Hardware(NamedTuple):
@@ -165,14 +171,23 @@ def _check_launcher(trainer: pl.Trainer, asked: str) -> None:
     ):
         raise InputError(f"{asked}: {NEEDS_SCRIPT}")
     planned = trainer.num_devices * trainer.num_nodes
+    program, started = _started_by()
+    if program and started != planned:
+        per_node, nodes = COUNTS[program]
+        raise InputError(
+            f"{asked} --num_nodes {trainer.num_nodes}: {program} has started {started} "
+            f"processes, not {planned}; repeat its {per_node} as --devices and its "
+            f"{nodes} as --num_nodes"
+        )
+
+
+def _started_by() -> tuple[str, int]:
+    """What has started this process, and how many of its kind; "" for a person."""
     if TorchElasticEnvironment.detect():
-        started = TorchElasticEnvironment().world_size()
-        if started != planned:
-            raise InputError(
-                f"{asked} --num_nodes {trainer.num_nodes}: torchrun has started "
-                f"{started} processes, not {planned}; repeat its --nproc_per_node as "
-                "--devices and its --nnodes as --num_nodes"
-            )
+        return "torchrun", TorchElasticEnvironment().world_size()
+    # Of one task Lightning knows all that there is to know.
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    return ("srun", tasks) if tasks > 1 else ("", 1)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
