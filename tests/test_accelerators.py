@@ -497,7 +497,9 @@ def test_tasks_of_slurm_do_not_train_each_on_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with pytest.raises(InputError, match="srun has started 2 processes, not 1; .*node"):
+    with pytest.raises(
+        InputError, match=r"srun has started 2 processes, not 1; .*node"
+    ):
         choose_hardware("cpu", 1, 1, "auto", "32-true")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert choose_hardware("cpu", 1, 1, "auto", "32-true").world_size == 1

@@ -315,6 +315,7 @@ def slurm_task(rank: int, port: int, argv: list[str], stop_at: int) -> None:
         "SLURM_JOB_NAME": "cifar10",
         "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NNODES": "2",
         "SLURM_NODELIST": "127.0.0.1",
         "SLURM_PROCID": str(rank),
