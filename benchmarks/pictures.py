@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from analysis.figures import lr_finder_figure, own_style
 from benchmarks.rows import RESULTS
 from benchmarks.runs import read_runs
+from benchmarks.studies import screening
 from benchmarks.studies.lr_rules import lightning, picks_figure
 from benchmarks.studies.lr_stability import CURVES, Tests, read_tests
 from benchmarks.sweeps import AUTO, Sweep, find_sweeps
@@ -152,6 +153,9 @@ def pictures(folder: Path = PROJECT / "docs" / "pictures") -> None:
     }
     sweeps = find_sweeps(read_runs(RESULTS / "lr_sweep.csv"))
     figures["lr_sweep"] = sweep_figure(sweeps)
+    effects = screening.figure()
+    if effects is not None:
+        figures["screening"] = effects
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

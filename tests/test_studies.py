@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
 from analysis.inference import ENTROPY_THRESHOLD
-from benchmarks.rows import read_rows
+from benchmarks.rows import add_row, read_rows
 from benchmarks.studies import lr_small, screening, unknown_images
 from benchmarks.studies.lr_rules import (
     RULES,
@@ -422,3 +423,49 @@ def test_rows_are_trained_once_and_go_on_behind_an_epoch(
     assert whole["val/loss"].nunique() == 2
     with pytest.raises(InputError, match="rows must be from 0 to 23, got 24"):
         screening.screening([24], "work", "whole.csv", **quick)
+
+
+def planted(rows: range, noise: float) -> pd.DataFrame:
+    """Losses that two factors decide, and a little chance."""
+    chance = np.random.default_rng(0).normal(0, noise, len(rows))
+    losses = []
+    for number, extra in zip(rows, chance, strict=True):
+        row = design()[number]
+        helped = 0.02 * (row["beta2"] == 0.99) - 0.05 * row["dirac"]
+        losses.append(0.3 + helped + extra)
+    return pd.DataFrame({"row": [*rows], "val/loss": losses})
+
+
+@pytest.mark.parametrize("count", [12, 24])
+def test_effects_are_found_again(count: int) -> None:
+    found = screening.effects(planted(range(count), noise=0.001), "val/loss")
+    assert found["effect"]["beta2"] == pytest.approx(0.02, abs=0.002)
+    assert found["effect"]["dirac"] == pytest.approx(-0.05, abs=0.002)
+    assert (found["p"] < 0.01).sum() == 2
+    # Of the mean of half of the rows less that of the others.
+    assert found["error"]["dirac"] == pytest.approx(0.001 * 2 / count**0.5, rel=0.6)
+
+
+def test_the_effects_are_those_of_least_squares() -> None:
+    rows = planted(range(24), noise=0.01)
+    upper = [design()[number]["dirac"] for number in rows["row"]]
+    means = rows["val/loss"].groupby(upper).mean()
+    found = screening.effects(rows, "val/loss")["effect"]["dirac"]
+    assert found == pytest.approx(means[True] - means[False])
+
+
+def test_too_few_rows_say_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = tmp_path / "rows.csv"
+    monkeypatch.setattr(screening, "RECORD", record)
+    losses = planted(range(12), noise=0.001)["val/loss"]
+    for number, loss in enumerate(losses):
+        row = {"row": number, **design()[number], "device": "a CPU"}
+        add_row(record, row | {"val/loss": loss, "val/acc": 1 - loss})
+        if number == 10:
+            assert screening.table().startswith("11 of the first 12 rows")
+            assert screening.figure() is None
+    assert "| `dirac`" in screening.table()
+    assert "| -50." in screening.table()
+    assert screening.figure() is not None

@@ -12,7 +12,8 @@ What is judged is the loss at the temperature that suits it best: it tells recip
 far sooner than accuracy does. All rows start from whitening filters, share the seed,
 and are scaled at the logits, which a first trial found to pay.
 
-An epoch that is done is kept in DIR, and the same command goes on behind it.
+An epoch that is done is kept in DIR, and the same command goes on behind it. `effects`
+says what the rows on record show.
 """
 
 import sys
@@ -25,13 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
+import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
 from scipy.linalg import circulant
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rows import add_row, read_rows, today
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli
 from common.errors import InputError
 from common.files import expanded, replacing
@@ -42,6 +48,7 @@ from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 from machine import provenance
 
+RECORD = RESULTS / "2026-11-25_screening_cpu.csv"
 HELD_OUT = 10_000  # images
 SMOOTHING = 0.2
 CPU = torch.device("cpu")
@@ -339,6 +346,93 @@ def screening(
         }
         settings = {"row": number, "epochs": epochs, "base_width": base_width}
         add_row(expanded(output), {**settings, **row, **found, **circumstances})
+
+
+def effects(rows: pd.DataFrame, response: str) -> pd.DataFrame:
+    """What the upper level of each factor adds to a response, by least squares.
+
+    With twelve rows nothing is left to tell chance by. The standard error then follows
+    from the small effects (Lenth, Technometrics 31, 1989), else from what the effects
+    leave unexplained.
+
+    Args:
+        rows: Those on record, twelve or more, of which the first twelve are the design.
+        response: A column of them.
+
+    Returns:
+        A row a factor: `effect`, `error` and `p`, two-sided.
+    """
+    signs = np.array([[row[f] == FACTORS[f][1] for f in FACTORS] for row in design()])
+    levels = 2.0 * signs[rows["row"].to_numpy()] - 1
+    plan = np.column_stack([np.ones(len(rows)), levels])
+    values = rows[response].to_numpy(dtype=float)
+    halves, *_ = np.linalg.lstsq(plan, values)
+    found = 2 * halves[1:]
+    freedom: float = len(rows) - plan.shape[1]
+    if freedom:
+        variance = np.square(values - plan @ halves).sum() / freedom
+        errors = 2 * np.sqrt(variance * np.diag(np.linalg.inv(plan.T @ plan))[1:])
+    else:
+        freedom, errors = len(found) / 3, np.full(len(found), _lenth(found))
+    p = 2 * stats.t.sf(np.abs(found) / errors, freedom)
+    columns = {"effect": found, "error": errors, "p": p}
+    return pd.DataFrame(columns, index=pd.Index(FACTORS, name="factor"))
+
+
+def _lenth(found: NDArray[np.float64]) -> float:
+    """Standard error of effects of which most are nothing but chance."""
+    sizes = np.abs(found)
+    small = sizes[sizes < 2.5 * 1.5 * np.median(sizes)]
+    return float(1.5 * np.median(small))
+
+
+def read_finished() -> pd.DataFrame | None:
+    """The rows on record; None while they are too few to say anything."""
+    rows = read_rows(RECORD, "row", *FACTORS).drop_duplicates("row").sort_values("row")
+    return rows if {*range(12)} <= {*rows["row"]} else None
+
+
+def table() -> str:
+    """A row a factor: its levels, and what the upper one adds."""
+    rows = read_finished()
+    if rows is None:
+        done = read_rows(RECORD, "row", *FACTORS)["row"].nunique()
+        return f"{done} of the first 12 rows are on record, and all are needed."
+    loss, accuracy = (effects(rows, f"val/{name}") for name in ("loss", "acc"))
+    cells = [
+        {
+            "factor": f"`{name}`",
+            "from": f"{lower:.3g}",
+            "to": f"{upper:.3g}",
+            "loss, 1/1000": signed(loss.loc[name] * 1000),
+            "p": f"{loss.loc[name, 'p']:.2g}",
+            "accuracy, points": signed(accuracy.loc[name] * 100),
+        }
+        for name, (lower, upper) in FACTORS.items()
+    ]
+    places = ", ".join(rows["device"].unique())
+    return f"{len(rows)} rows, {places}:\n\n{markdown(pd.DataFrame(cells))}"
+
+
+def signed(found: "pd.Series[float]") -> str:
+    """An effect and its standard error."""
+    return f"{found['effect']:+.2f} ± {found['error']:.2f}"
+
+
+def figure() -> Figure | None:
+    """The effects on the loss, a bar each; None while the rows are too few."""
+    rows = read_finished()
+    if rows is None:
+        return None
+    found = 1000 * effects(rows, "val/loss")
+    drawn = Figure(figsize=(7, 4), layout="constrained")
+    axes = drawn.subplots()
+    axes.barh(found.index, found["effect"], xerr=found["error"], color="C0", capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("what the upper level adds to the held-out loss, in thousandths")
+    axes.grid(alpha=0.3, axis="x")
+    return drawn
 
 
 if __name__ == "__main__":
