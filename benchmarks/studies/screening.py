@@ -398,25 +398,24 @@ def table() -> str:
     if rows is None:
         done = read_rows(RECORD, "row", *FACTORS)["row"].nunique()
         return f"{done} of the first 12 rows are on record, and all are needed."
-    loss, accuracy = (effects(rows, f"val/{name}") for name in ("loss", "acc"))
+    losses = (1000 * effects(rows, "val/loss")[["effect", "error"]]).to_numpy()
+    accuracies = (100 * effects(rows, "val/acc")[["effect", "error"]]).to_numpy()
+    chances = effects(rows, "val/loss")["p"].to_numpy()
     cells = [
         {
             "factor": f"`{name}`",
-            "from": f"{lower:.3g}",
-            "to": f"{upper:.3g}",
-            "loss, 1/1000": signed(loss.loc[name] * 1000),
-            "p": f"{loss.loc[name, 'p']:.2g}",
-            "accuracy, points": signed(accuracy.loc[name] * 100),
+            "from": f"{FACTORS[name][0]:.3g}",
+            "to": f"{FACTORS[name][1]:.3g}",
+            "loss, 1/1000": "{:+.2f} ± {:.2f}".format(*loss),
+            "p": f"{p:.2g}",
+            "accuracy, points": "{:+.2f} ± {:.2f}".format(*accuracy),
         }
-        for name, (lower, upper) in FACTORS.items()
+        for name, loss, p, accuracy in zip(
+            FACTORS, losses, chances, accuracies, strict=True
+        )
     ]
     places = ", ".join(rows["device"].unique())
     return f"{len(rows)} rows, {places}:\n\n{markdown(pd.DataFrame(cells))}"
-
-
-def signed(found: "pd.Series[float]") -> str:
-    """An effect and its standard error."""
-    return f"{found['effect']:+.2f} ± {found['error']:.2f}"
 
 
 def figure() -> Figure | None:
