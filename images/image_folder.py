@@ -85,8 +85,21 @@ def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
 def to_pixels(image: Image.Image) -> np.ndarray:
     """Convert an image of any size and mode to uint8 (32, 32, 3).
 
-    The picture is turned as its EXIF says, laid on black where it is transparent,
-    scaled so that its shorter side fits, and cut to a centred square.
+    It is scaled so that its shorter side fits, and cut to a centred square.
+
+    Raises:
+        ValueError: As `to_rgb` does.
+    """
+    image = to_rgb(image)
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        image = ImageOps.fit(image, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB.
+
+    The picture is turned as its EXIF says, and laid on black where it is transparent.
 
     Raises:
         ValueError: No pixel value is known to be white: they are floating-point
@@ -105,10 +118,7 @@ def to_pixels(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(ground, image)
-    image = image.convert("RGB")
-    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        image = ImageOps.fit(image, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return image.convert("RGB")
 
 
 def _decode(listing: Listing) -> Arrays:

@@ -1,0 +1,339 @@
+"""How a network does on photos, and on test images that are spoiled a little.
+
+    python benchmarks/studies/photos.py --photos FOLDER --data_dir data/cifar10 \
+        --output FILE.csv
+
+tests weights, those that come with the project where no `--ckpt_path` is given:
+
+- on the test images of CIFAR-10 as they are, and spoiled in ways of CIFAR-10-C
+  (Hendrycks & Dietterich, arXiv 1903.12261) and as JPEG of quality 75;
+- on photos of any size in FOLDER/known/CLASS/, read in several ways;
+- on photos of none of the classes in FOLDER/unknown/: how many of them are taken for
+  known ones, by the mark of predict.py, and at the threshold that marks 90 % of the
+  known ones.
+
+A row is added for each. Nothing is trained or chosen on any of them.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import common  # noqa: F401  # puts right what the next ones stumble over
+
+# isort: split
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
+
+from analysis.inference import entropy, is_known, predict_logits, to_probabilities
+from analysis.loading import load_model
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from common import cli
+from common.errors import InputError
+from common.files import expanded
+from config import DEFAULT_DIR, IMAGE_SIZE
+from images import sources
+from images.class_folders import list_classes
+from images.image_folder import to_rgb
+from lightning_module import LitCustomResNet
+from machine import provenance
+from machine.hardware import Hardware
+
+RECORD = RESULTS / "2026-11-26_photos_cpu.csv"
+MARKED = 0.9  # share of the known photos that a threshold marks as known
+SIZE = (IMAGE_SIZE, IMAGE_SIZE)
+Spoil = Callable[[Tensor, torch.Generator], Tensor]  # float (N, 3, 32, 32), 0 to 1
+
+
+def gaussian_noise(strength: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """Noise of one standard deviation on every pixel."""
+    return images + strength * torch.randn(images.shape, generator=draws)
+
+
+def shot_noise(photons: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """As many photons as a Poisson distribution gives, of so many in white."""
+    counted: Tensor = torch.poisson(images * photons, generator=draws)
+    return counted / photons
+
+
+def impulse_noise(share: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """So many values black or white."""
+    dice = torch.rand(images.shape, generator=draws)
+    return images.where(dice >= share, (dice < share / 2).to(images.dtype))
+
+
+def speckle_noise(strength: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """Noise that grows with the brightness."""
+    return images + strength * images * torch.randn(images.shape, generator=draws)
+
+
+def gaussian_blur(sigma: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """Blurred, to four standard deviations."""
+    side = 2 * int(4 * sigma + 0.5) + 1
+    return transforms.gaussian_blur(images, [side, side], [sigma])
+
+
+def contrast(share: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """Nearer to the mean colour of the image."""
+    means = images.mean(dim=(2, 3), keepdim=True)
+    return (images - means) * share + means
+
+
+def brightness(more: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """More of the value of hue, saturation and value."""
+    value = images.amax(1, keepdim=True).clamp(min=1 / 255)
+    return images * ((value + more).clamp(max=1) / value)
+
+
+def saturate(change: tuple[float, float], images: Tensor, _: torch.Generator) -> Tensor:
+    """A multiple of the saturation, and something on top."""
+    value = images.amax(1, keepdim=True)
+    spread = value - images
+    saturation = (spread.amax(1, keepdim=True) / value.clamp(min=1 / 255)).clamp(
+        min=1e-6
+    )
+    wanted = (change[0] * saturation + change[1]).clamp(max=1)
+    return value - spread * wanted / saturation
+
+
+def pixelate(share: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """Fewer pixels."""
+    small = F.interpolate(images, size=int(share * IMAGE_SIZE), mode="area")
+    return F.interpolate(small, size=IMAGE_SIZE, mode="nearest")
+
+
+def jpeg_compression(quality: int, images: Tensor, _: torch.Generator) -> Tensor:
+    """Written as a JPEG file and read again."""
+    levels = to_levels(images)
+    return torch.stack([transforms.jpeg(image, quality) for image in levels]) / 255
+
+
+# CIFAR-10-C's kinds that need nothing but arithmetic, with its five strengths.
+CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
+    "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
+    "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "speckle_noise": (speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
+    "gaussian_blur": (gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "saturate": (saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
+    "pixelate": (pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg_compression": (jpeg_compression, (80, 65, 58, 50, 40)),
+}
+PLAIN, JPEG_75 = "as they are", "JPEG, quality 75"
+
+
+def spoilings() -> dict[tuple[str, int], Spoil]:
+    """All ways to spoil test images, by kind and severity from 1 to 5."""
+    found: dict[tuple[str, int], Spoil] = {
+        (PLAIN, 0): lambda images, _: images,
+        (JPEG_75, 0): partial(jpeg_compression, 75),
+    }
+    for kind, (function, strengths) in CORRUPTIONS.items():
+        for severity, strength in enumerate(strengths, 1):
+            found[kind, severity] = partial(function, strength)
+    return found
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """From 0 to 1 -> uint8."""
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8)
+
+
+def cut(image: Image.Image) -> Image.Image:
+    """The middle square, as predict.py reads images."""
+    return ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC)
+
+
+def squashed(image: Image.Image) -> Image.Image:
+    """All of it, its sides made equal."""
+    return image.resize(SIZE, Image.Resampling.BICUBIC)
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The middle four fifths of the middle square."""
+    return ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC, bleed=0.1)
+
+
+def cut_bilinear(image: Image.Image) -> Image.Image:
+    """The middle square, a little softer."""
+    return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR)
+
+
+# Ways to read a photo: the logits of all views, and of their mirror images, are added.
+READINGS: dict[str, tuple[tuple[Callable[[Image.Image], Image.Image], ...], bool]] = {
+    "cut": ((cut,), False),
+    "cut, bilinear": ((cut_bilinear,), False),
+    "squashed": ((squashed,), False),
+    "cut, mirrored": ((cut,), True),
+    "squashed, mirrored": ((squashed,), True),
+    "cut and squashed, mirrored": ((cut, squashed), True),
+    "cut, squashed and middle, mirrored": ((cut, squashed, middle), True),
+}
+
+
+def read_photos(folder: Path) -> list[Image.Image]:
+    """All photos of a folder and of those in it, in the order of their names."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [to_rgb(Image.open(path)) for path in paths]
+
+
+def logits_of(
+    model: LitCustomResNet, photos: list[Image.Image], reading: str
+) -> Tensor:
+    """Logits of photos that are read in one of the `READINGS`: float32 (N, C)."""
+    views, mirrored = READINGS[reading]
+    total = torch.zeros(())
+    for view in views:
+        pixels = np.stack([np.asarray(view(photo)) for photo in photos])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        for side in (images, images.flip(3)) if mirrored else (images,):
+            total = total + predict_logits(model, side)
+    return total / (len(views) * (1 + mirrored))
+
+
+def spoiled_rows(model: LitCustomResNet, images: Tensor, labels: Tensor) -> list[Any]:
+    """A row a way to spoil test images, uint8 (N, 3, 32, 32): accuracies."""
+    rows = []
+    for (kind, severity), spoil in spoilings().items():
+        spoiled = to_levels(spoil(images / 255, torch.Generator().manual_seed(0)))
+        plain = predict_logits(model, spoiled)
+        both = plain + predict_logits(model, spoiled.flip(3))
+        row = {"images": "test", "kind": kind, "severity": severity, "n": len(labels)}
+        row["acc"] = float((plain.argmax(1) == labels).float().mean())
+        row["acc_tta"] = float((both.argmax(1) == labels).float().mean())
+        rows.append(row)
+    return rows
+
+
+def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
+    """A row a reading of the photos in known/CLASS/ and unknown/."""
+    listing = list_classes(folder / "known")
+    classes, smoothing = model.hparams["classes"], model.hparams["label_smoothing"]
+    names = [listing.classes[label] for label in listing.labels]
+    if foreign := {*names} - {*classes}:
+        raise InputError(
+            f"--photos {folder}: known/ has the classes {', '.join(sorted(foreign))}, "
+            "which the network does not know; put them into unknown/"
+        )
+    labels = torch.tensor([list(classes).index(name) for name in names])
+    known = [to_rgb(Image.open(path)) for path in listing.paths]
+    unknown = read_photos(folder / "unknown")
+    rows = []
+    for reading in READINGS:
+        ours, theirs = (
+            to_probabilities(logits_of(model, photos, reading), smoothing)
+            for photos in (known, unknown)
+        )
+        hits = (ours.argmax(1) == labels).double()
+        by_class = [hits[labels == label].mean() for label in labels.unique()]
+        threshold = entropy(ours).quantile(MARKED)
+        rows.append(
+            {
+                "images": "photos",
+                "kind": reading,
+                "n": len(labels),
+                "n_unknown": len(theirs),
+                "acc": float(hits.mean()),
+                "acc_classes": float(torch.stack(by_class).mean()),
+                "marked_known": float(is_known(ours).double().mean()),
+                "marked_unknown": float(is_known(theirs).double().mean()),
+                "unknown_at_90": float((entropy(theirs) <= threshold).double().mean()),
+            }
+        )
+    return rows
+
+
+def table(file: Path = RECORD) -> str:
+    """Two tables of what is on record: spoiled test images, and photos."""
+    rows = read_rows(file, "weights", "images", "kind")
+    tables = []
+    for (weights, images), same in rows.groupby(["weights", "images"], sort=False):
+        make = spoiled_table if images == "test" else photo_table
+        tables.append(f"{weights}, {same['device'].iloc[0]}:\n\n{make(same)}")
+    return "\n\n".join(tables)
+
+
+def spoiled_table(rows: pd.DataFrame) -> str:
+    """A row a kind, a column a severity; accuracies in percent."""
+    cells = []
+    for kind, same in rows.groupby("kind", sort=False):
+        shown = [f"{100 * share:.2f}" for share in same["acc"]]
+        row = {"test images": kind, "n": str(same["n"].iloc[0])}
+        row |= dict.fromkeys(map(str, range(1, 6)), "")
+        if len(shown) == 1:
+            row["mean"] = shown[0]
+        else:
+            row |= dict(zip(map(str, same["severity"]), shown, strict=True))
+            row["mean"] = f"{100 * same['acc'].mean():.2f}"
+        row["with flip TTA"] = f"{100 * same['acc_tta'].mean():.2f}"
+        cells.append(row)
+    return markdown(pd.DataFrame(cells))
+
+
+def photo_table(rows: pd.DataFrame) -> str:
+    """A row a reading; shares in percent, and the standard error of the accuracy."""
+    cells = []
+    for _, row in rows.iterrows():
+        error = 100 * (row["acc"] * (1 - row["acc"]) / row["n"]) ** 0.5
+        cells.append(
+            {
+                "photos are": row["kind"],
+                "right": f"{100 * row['acc']:.1f} ± {error:.1f}",
+                "mean of classes": f"{100 * row['acc_classes']:.1f}",
+                "known, marked so": f"{100 * row['marked_known']:.0f}",
+                "unknown, marked as known": f"{100 * row['marked_unknown']:.0f}",
+                "the same where 90 % are": f"{100 * row['unknown_at_90']:.0f}",
+            }
+        )
+    counts = f"{rows['n'].iloc[0]:.0f} known, {rows['n_unknown'].iloc[0]:.0f} unknown"
+    return f"{counts}:\n\n{markdown(pd.DataFrame(cells))}"
+
+
+def photos(
+    output: str,
+    photos: str | None = None,
+    data_dir: str = DEFAULT_DIR,
+    ckpt_path: str | None = None,
+    limit: int | None = None,
+) -> None:
+    """Test weights on spoiled test images and on photos, and put that on record.
+
+    Args:
+        output: CSV file to which the rows are added.
+        photos: Folder of known/CLASS/ and unknown/; left out where it is not given.
+        data_dir: Folder of CIFAR-10, or of other images of the network's classes.
+        ckpt_path: Checkpoint or weights of a network.
+        limit: How many of the test images; all where it is not given.
+    """
+    read_rows(expanded(output), "weights", "images")  # refused before the work
+    path = None if ckpt_path is None else expanded(ckpt_path)
+    model = load_model(path)
+    source = sources.fetch("auto", expanded(data_dir))
+    (pixels, labels), _ = sources.load_test(source, expanded(data_dir))
+    rows = [] if photos is None else photo_rows(model, expanded(photos))
+    images = pixels[:limit].permute(0, 3, 1, 2)
+    rows += spoiled_rows(model, images, labels[:limit])
+    hardware = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
+    circumstances = provenance.circumstances(hardware)
+    del circumstances["command"]  # it would name folders of this machine
+    weights = "shipped weights" if path is None else path.stem
+    for row in rows:
+        cells = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+        head = {"weights": weights, "date": today()}
+        add_row(expanded(output), head | cells | circumstances)
+    print(table(expanded(output)))
+
+
+if __name__ == "__main__":
+    cli.run("photos.py", photos)

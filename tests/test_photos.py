@@ -1,0 +1,130 @@
+"""The study of photos and of spoiled test images: what is done to them, and counted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.rows import read_rows
+from benchmarks.studies import photos
+from common.errors import InputError
+from run_files import LAST
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+
+
+def spoiled(kind: str, strength: Any, images: Tensor) -> Tensor:
+    function, _ = photos.CORRUPTIONS[kind]
+    return function(strength, images, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "nothing"),
+    [
+        ("gaussian_noise", 0.0),
+        ("shot_noise", 1e8),
+        ("impulse_noise", 0.0),
+        ("speckle_noise", 0.0),
+        ("gaussian_blur", 0.01),
+        ("brightness", 0.0),
+        ("contrast", 1.0),
+        ("saturate", (1.0, 0.0)),
+        ("pixelate", 1.0),
+    ],
+)
+def test_a_strength_of_nothing_changes_nothing(
+    kind: str, nothing: Any, images: Tensor
+) -> None:
+    torch.testing.assert_close(
+        spoiled(kind, nothing, images), images, atol=1e-3, rtol=0
+    )
+
+
+def test_noise_is_as_strong_as_asked(images: Tensor) -> None:
+    noise = spoiled("gaussian_noise", 0.1, images) - images
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    assert spoiled("shot_noise", 50, grey).std().item() == pytest.approx(0.1, rel=0.05)
+    speckles = spoiled("speckle_noise", 0.2, grey)
+    assert speckles.std().item() == pytest.approx(0.1, rel=0.05)
+    struck = spoiled("impulse_noise", 0.2, grey)
+    for level in (0, 1):
+        share = (struck == level).float().mean().item()
+        assert share == pytest.approx(0.1, abs=0.02)
+
+
+def test_colours_are_changed_as_in_hue_saturation_and_value() -> None:
+    red = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+    assert spoiled("brightness", 0.2, red).flatten().tolist() == pytest.approx(
+        [1.0, 0.5, 0.25]
+    )
+    grey = spoiled("saturate", (0.0, 0.0), red)
+    assert grey.flatten().tolist() == pytest.approx([0.8] * 3)
+    full = spoiled("saturate", (2.0, 0.0), red)
+    assert full.flatten().tolist() == pytest.approx([0.8, 0.8 / 3, 0.0], abs=1e-6)
+
+
+def test_detail_is_lost(images: Tensor) -> None:
+    rough = images.std()
+    assert spoiled("gaussian_blur", 1.0, images).std() < rough / 2
+    assert spoiled("pixelate", 0.5, images).unfold(3, 2, 2).std(-1).max() < 1e-6
+    levels = images.amin(1, keepdim=True).expand_as(images)
+    assert spoiled("contrast", 0.15, levels).std() < 0.3 * levels.std()
+    found = spoiled("jpeg_compression", 40, images)
+    assert 0.01 < (found - images).abs().mean() < 0.3
+
+
+def test_all_kinds_have_five_strengths() -> None:
+    assert len(photos.spoilings()) == 2 + 5 * len(photos.CORRUPTIONS)
+
+
+@pytest.fixture
+def collection(tmp_path: Path, image_folder: Path) -> Path:
+    """Wide photos of the three classes, and of noise."""
+    rng = np.random.default_rng(0)
+    for source in sorted((image_folder / "test").rglob("*.png")):
+        target = tmp_path / "photos" / "known" / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(source).resize((90, 60)).save(target)
+    (tmp_path / "photos" / "unknown").mkdir()
+    for number in range(4):
+        noise = rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / "unknown" / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_photos_and_test_images_are_put_on_record(
+    collection: Path,
+    image_folder: Path,
+    quick_train: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quick_train(max_epochs=8, report=False)
+    capsys.readouterr()
+    asked: dict[str, Any] = {"ckpt_path": str(LAST), "data_dir": str(image_folder)}
+    photos.photos("rows.csv", photos=str(collection), **asked)
+    rows = read_rows(Path("rows.csv"), "kind", "acc")
+    assert len(rows) == len(photos.READINGS) + len(photos.spoilings())
+    of_photos = rows[rows["images"] == "photos"].set_index("kind")
+    assert (of_photos["n"] == 30).all()
+    assert (of_photos["n_unknown"] == 4).all()
+    assert of_photos["acc"]["cut"] > 0.9
+    assert of_photos["acc"]["cut"] == pytest.approx(of_photos["acc_classes"]["cut"])
+    plain = rows[rows["kind"] == photos.PLAIN].iloc[0]
+    assert plain["n"] == 30
+    assert plain["acc"] > 0.9
+    shown = capsys.readouterr().out
+    assert "| squashed, mirrored" in shown
+    assert f"{100 * plain['acc']:.2f}" in shown
+    (collection / "known" / "green").rename(collection / "known" / "shoe")
+    with pytest.raises(InputError, match="the classes shoe, which the network"):
+        photos.photos("other.csv", photos=str(collection), **asked)
+    assert not Path("other.csv").exists()
