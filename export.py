@@ -167,7 +167,7 @@ def largest_difference(ours: Classify, theirs: Classify) -> float:
 
 def description(model: LitCustomResNet) -> dict[str, str]:
     """What a program must know beside the weights, as JSON."""
-    names = ("classes", "mean", "std", "base_width")
+    names = ("classes", "mean", "std", "net", "base_width")
     return {name: json.dumps(model.hparams[name]) for name in names}
 
 
@@ -226,7 +226,7 @@ def read_torch(path: Path) -> Classify:
 
 
 def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
-    """Write the weights of `CustomResNet`, and what shaped them in the metadata."""
+    """Write the weights of the network, and what shaped them in the metadata."""
     save_weights(model, {"config": shaping_flags(read_trained(checkpoint))}, path)
 
 

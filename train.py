@@ -244,6 +244,7 @@ def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:
         config.label_smoothing,
         config.base_width,
         config.tta,
+        config.net,
     )
     if config.compile:
         module.net.compile()  # in place, so the names in checkpoints stay

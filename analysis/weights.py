@@ -18,7 +18,7 @@ NOTES = ("config", "measured")  # beside the hyper-parameters; either may be mis
 
 
 def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> None:
-    """Write the weights of `CustomResNet`; every entry of the metadata is JSON.
+    """Write the weights of the network; every entry of the metadata is JSON.
 
     Args:
         model: The network. Tensors that lose nothing by it are stored as float16.

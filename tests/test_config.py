@@ -62,7 +62,15 @@ def test_a_record_leaves_out_what_only_places_a_run() -> None:
 def test_what_shapes_a_run() -> None:
     assert [
         *("max_epochs", "batch_size", "weight_decay", "label_smoothing", "ema_decay"),
-        *("base_width", "seed", "val_size", "crop_padding", "padding_mode", "flip"),
+        *(
+            "net",
+            "base_width",
+            "seed",
+            "val_size",
+            "crop_padding",
+            "padding_mode",
+            "flip",
+        ),
         *("cutout", "limit_train_batches", "sync_batchnorm"),
     ] == SHAPING
     assert MARKS["max_epochs"].reason.startswith("one cycle has one length")

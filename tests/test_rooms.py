@@ -9,9 +9,11 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"common"},
+    {"custom_resnet"},
+    {"networks"},
     {"config"},
     {"machine"},
-    {"images", "custom_resnet"},
+    {"images"},
     {"lightning_module", "datamodule"},
     {"training"},
     {"analysis"},

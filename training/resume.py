@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,12 @@ def check_same_run(
                 f"--data_dir {config.data_dir}: the {name} of the images are {here}, "
                 f"the checkpoint's {there}; give the images that it was trained with"
             )
-    before = checkpoint["config"]
+    # A checkpoint of before a flag was there was trained with its default.
+    before = asdict(Config()) | checkpoint["config"]
     for flag in SHAPING:
-        _check_equal(flag, getattr(config, flag), before.get(flag), MARKS[flag].reason)
+        _check_equal(flag, getattr(config, flag), before[flag], MARKS[flag].reason)
     if config.lr != "auto":
-        _check_equal("lr", config.lr, before.get("lr"), "")
+        _check_equal("lr", config.lr, before["lr"], "")
     if checkpoint.get("images") != images.fingerprint:
         raise InputError(
             f"--data_dir {config.data_dir}: the pixels or labels of the training "
