@@ -197,6 +197,10 @@ class Config:
     """Replace the run that is in the folder."""
     ckpt_path: str | Path | None = option(None, places=True)
     """Checkpoint to go on from, or last for the run's newest."""
+    init_from: str | Path | None = option(
+        None, shapes=True, reason="weights are taken once, at its start"
+    )
+    """Trained weights to begin with: of export.py, or a checkpoint."""
     ckpt_every_n_steps: int = option(0, whole(0))
     """Save a checkpoint also every so many steps; 0 for not."""
     report: bool = True

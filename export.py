@@ -233,7 +233,10 @@ def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> N
 def shaping_flags(saved: Checkpoint) -> dict[str, Any]:
     """The flags of a training that shaped its weights; none if they are not known."""
     config = saved.get("config", {})
-    return {flag: config[flag] for flag in ("data", *SHAPING, "lr") if flag in config}
+    known = {flag: config[flag] for flag in ("data", *SHAPING, "lr") if flag in config}
+    if known.get("init_from") is not None:
+        known["init_from"] = Path(known["init_from"]).name  # its folder is nobody's
+    return known
 
 
 def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:

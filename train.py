@@ -18,7 +18,9 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
+from analysis.loading import read_trained
 from analysis.results import log_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
@@ -29,6 +31,7 @@ from lightning_module import LitCustomResNet
 from machine import memory, provenance
 from machine.hardware import Hardware, check_compiler, choose_hardware
 from training.checks import check_images, check_processes
+from training.fine_tuning import starting_weights
 from training.history import COLUMNS, History, TrainingClock
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
@@ -99,6 +102,9 @@ def train_in(
     """
     is_trial = bool(config.fast_dev_run)
     checkpoint, saved = find_checkpoint(run, config)
+    origin = None
+    if config.init_from is not None and saved is None:
+        origin = read_trained(Path(config.init_from), flag="init_from")
     images = load_images(config)
     config = replace(
         config,
@@ -110,11 +116,14 @@ def train_in(
     check_images(config, images.sizes(), hardware.world_size)
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
+    weights = None
+    if origin is not None:
+        weights = starting_weights(origin, config, images.classes)
     if not is_trial:
         run.create()
-    lr, test = settle_lr(config, images, hardware, saved)
+    lr, test = settle_lr(config, images, hardware, saved, weights)
     config = replace(config, lr=lr)
-    module = build_module(config, images)
+    module = build_module(config, images, weights)
     if not is_trial:
         run.clear(overwrite=config.overwrite)
     history, clock = History(None if is_trial else run.metrics_csv), TrainingClock()
@@ -209,6 +218,7 @@ def settle_lr(
     images: CIFAR10DataModule,
     hardware: Hardware,
     saved: Checkpoint | None,
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[float, RangeTest | None]:
     """The maximum LR: the checkpoint's, the user's, or the pick of a range test."""
     if saved is not None:
@@ -217,7 +227,8 @@ def settle_lr(
         return config.lr, None
     if config.fast_dev_run:
         return FAST_DEV_LR, None
-    spent = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images)
+    throw_away = replace(config, lr=FAST_DEV_LR, compile=False)
+    spent = build_module(throw_away, images, weights)
     as_the_run = {
         "deterministic": config.deterministic,
         "sync_batchnorm": config.sync_batchnorm,
@@ -232,8 +243,18 @@ def settle_lr(
     return test.lr, test
 
 
-def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:
-    """A new module; its weights depend on the seed alone, not on what ran before."""
+def build_module(
+    config: Config,
+    images: CIFAR10DataModule,
+    weights: dict[str, Tensor] | None = None,
+) -> LitCustomResNet:
+    """A new module; its weights depend on the seed alone, not on what ran before.
+
+    Args:
+        config: All flags.
+        images: The data module, set up.
+        weights: Entries of the network's `state_dict` to begin with instead.
+    """
     pl.seed_everything(config.seed, verbose=False)
     module = LitCustomResNet(
         images.classes,
@@ -246,6 +267,8 @@ def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:
         config.tta,
         config.net,
     )
+    if weights is not None:
+        module.net.load_state_dict(weights, strict=False)
     if config.compile:
         module.net.compile()  # in place, so the names in checkpoints stay
     return module

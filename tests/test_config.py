@@ -24,7 +24,7 @@ def test_values_are_plain_and_paths_at_home(monkeypatch: pytest.MonkeyPatch) -> 
     assert type(config.lr) is float
     assert type(config.batch_size) is int
     assert (config.data_dir, config.output_dir) == ("/home/me/images", "/home/me/runs")
-    assert {"data_dir", "output_dir", "ckpt_path"} == PATHS
+    assert {"data_dir", "output_dir", "ckpt_path", "init_from"} == PATHS
     assert all(type(value) is not Path for value in asdict(config).values())
 
 
@@ -71,7 +71,7 @@ def test_what_shapes_a_run() -> None:
             "padding_mode",
             "flip",
         ),
-        *("cutout", "limit_train_batches", "sync_batchnorm"),
+        *("cutout", "init_from", "limit_train_batches", "sync_batchnorm"),
     ] == SHAPING
     assert MARKS["max_epochs"].reason.startswith("one cycle has one length")
 
