@@ -191,6 +191,7 @@ def write_onnx(model: LitCustomResNet, _: Path, path: Path) -> None:
         trace(model),
         input_names=["images"],
         output_names=["probabilities"],
+        dynamic_shapes={"images": {0: "batch"}},  # the name of the axis in the file
         dynamo=True,
         verbose=False,
     )

@@ -54,8 +54,9 @@ def test_onnx_gives_the_same_probabilities(
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [images], [output] = session.get_inputs(), session.get_outputs()
     assert (images.name, images.type) == ("images", "tensor(uint8)")
-    assert images.shape[1:] == [32, 32, 3]
+    assert images.shape == ["batch", 32, 32, 3]
     assert (output.name, output.type) == ("probabilities", "tensor(float)")
+    assert output.shape == ["batch", len(CLASSES)]
     for count in (1, 7):
         batch = random_images(count)
         [found] = session.run(None, {"images": batch.numpy()})
