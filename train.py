@@ -9,6 +9,7 @@ python train.py --help
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from analysis.loading import read_trained
@@ -50,7 +52,6 @@ FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
 @configured(Config)
-@memory.giving_memory_back()
 def train(config: Config) -> dict[str, Any]:
     """Train the custom ResNet on CIFAR-10 and leave a run folder.
 
@@ -64,6 +65,15 @@ def train(config: Config) -> dict[str, Any]:
         InputError: A value or file that the user can put right.
         DivergedError: The loss became infinite or not a number.
         StoppedError: A signal ended the training, which is saved.
+    """
+    return train_with(config)
+
+
+@memory.giving_memory_back()
+def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """Do what `train` does, with callbacks of a program around it.
+
+    What they raise ends the training and goes through to the caller.
     """
     started = time.perf_counter()
     hardware = choose_hardware(
@@ -86,11 +96,15 @@ def train(config: Config) -> dict[str, Any]:
         resume=config.ckpt_path == "last",
         trial=bool(config.fast_dev_run),
     ) as run:
-        return train_in(run, config, hardware, started)
+        return train_in(run, config, hardware, started, callbacks)
 
 
 def train_in(
-    run: RunFolder, config: Config, hardware: Hardware, started: float
+    run: RunFolder,
+    config: Config,
+    hardware: Hardware,
+    started: float,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train in a run folder; `train` says what is returned and raised.
 
@@ -99,6 +113,7 @@ def train_in(
         config: All flags.
         hardware: What to train on.
         started: When the run began, in seconds of `time.perf_counter`.
+        callbacks: Of the program around it.
     """
     is_trial = bool(config.fast_dev_run)
     checkpoint, saved = find_checkpoint(run, config)
@@ -127,7 +142,9 @@ def train_in(
     if not is_trial:
         run.clear(overwrite=config.overwrite)
     history, clock = History(None if is_trial else run.metrics_csv), TrainingClock()
-    trainer = build_trainer(config, hardware, run, images, history, clock, saved)
+    trainer = build_trainer(
+        config, hardware, run, images, history, clock, saved, callbacks
+    )
     show_start(layer_table(module.net), str(images), config)
     if not is_trial:
         write_start(run, trainer, config, test)

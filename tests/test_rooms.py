@@ -18,6 +18,7 @@ FLOORS = [
     {"training"},
     {"analysis"},
     {"train", "predict", "evaluate", "export", "report", "app"},
+    {"sweep", "hubconf"},
     {"benchmarks"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
