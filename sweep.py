@@ -171,9 +171,10 @@ def read_space(flag: str, text: str) -> "BaseDistribution":
             f"--{flag} {one_line(text)}: no range; give LOW:HIGH of two numbers, "
             "LOW:HIGH:log above 0, or a list A,B,C"
         )
-    if all(type(end) is int for end in ends):
-        return distributions.IntDistribution(*ends, log=is_log)
-    return distributions.FloatDistribution(*ends, log=is_log)
+    low, high = ends
+    if type(low) is type(high) is int:
+        return distributions.IntDistribution(low, high, log=is_log)
+    return distributions.FloatDistribution(low, high, log=is_log)
 
 
 def read_value(flag: str, text: str) -> Any:

@@ -10,7 +10,6 @@ on record.
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -117,7 +116,7 @@ def table() -> str:
 def _calibration() -> dict[str, tuple[str, str]]:
     """Mean confidence and calibration error, where they are on record."""
     rows = read_rows(CALIBRATION, "sha256", text=["sha256"])
-    own: list[dict[str, Any]] = rows[rows["sha256"] == digest()].to_dict("records")
+    own = rows[rows["sha256"] == digest()].to_dict("records")
     if not own:
         return {}
     last, images = own[-1], f"{own[-1]['images']} images"

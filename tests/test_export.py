@@ -123,7 +123,7 @@ def test_the_programs_of_the_page_all_say_the_same(trained: LitCustomResNet) -> 
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     for format in ("onnx", "torch", "safetensors"):
-        run(format)  # type: ignore[arg-type]
+        run(format)
     [image] = random_images(1)
     Image.fromarray(image.numpy()).save("photo.png")
     page = (PROJECT / "docs" / "exports.md").read_text(encoding="utf-8")

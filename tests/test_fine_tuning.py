@@ -1,22 +1,27 @@
 """Fine-tuning: which weights are taken, and that a training begins with them."""
 
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from analysis.loading import WEIGHTS, load_model, read_trained
+from benchmarks.studies import fine_tuning
 from common.errors import InputError
 from config import Config
 from conftest import CLASSES
 from export import export
+from images.sources import load_split
+from images.synthetic import draw_shapes
 from lightning_module import LitCustomResNet
 from networks import build_network
 from run_files import LAST, weights
@@ -200,3 +205,40 @@ def test_the_weights_of_the_project_fit_the_default_network(
     scratch = build_module(replace(config, init_from=None), images)
     classifier = scratch.net.state_dict()["fc.weight"]
     assert torch.equal(module.net.state_dict()["fc.weight"], classifier)
+
+
+def test_fine_tuning_runs_small(
+    quick_train: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_train(max_epochs=1, report=False)
+    small = {"batch_size": 10, "max_epochs": 1, "base_width": 4}
+    starts = {"from scratch": None, "fine-tuned": str(Path(LAST).absolute())}
+    for name, value in (
+        *(("RUNS", Path("runs.csv")), ("FLAGS", small), ("STARTS", starts)),
+        *(("LRS", (0.01,)), ("TEST_IMAGES", 20)),
+    ):
+        monkeypatch.setattr(fine_tuning, name, value)
+    fine_tuning.fine_tuning(seeds=1, per_class=2)
+    rows = pd.read_csv("runs.csv")
+    assert rows["start"].tolist() == [*starts]
+    assert ((20 * rows["test/acc"]).round(4) % 1 == 0).all()
+    fine_tuning.fine_tuning(seeds=1, per_class=2)  # they are done
+    assert len(pd.read_csv("runs.csv")) == 2
+    fine_tuning.fine_tuning(seeds=2, per_class=2)
+    assert pd.read_csv("runs.csv")["seed"].tolist() == [0, 0, 1, 1]
+    accuracies = pd.read_csv("runs.csv")["test/acc"]
+    table = re.sub(" +", " ", fine_tuning.table()).splitlines()
+    means = [f"{50 * (accuracies[k] + accuracies[k + 2]):.2f} ±" for k in (0, 1)]
+    assert table[-1].startswith(f"| 2 a class | 0.01 | {means[0]} ")
+    assert f"| {means[1]} " in table[-1]
+    assert table[-1].endswith("| 2 |")
+
+
+def test_the_folder_of_shapes_holds_what_was_drawn(tmp_path: Path) -> None:
+    fine_tuning.write_folder(tmp_path, per_class=2, seed=3)
+    images, labels = load_split(tmp_path / "train")[0]
+    drawn, kinds = draw_shapes(20, fine_tuning.TRAIN_SEED + 3)
+    assert labels.bincount().tolist() == [2] * 10
+    shown = {image.numpy().tobytes() for image in images[labels == 4]}
+    assert shown == {image.numpy().tobytes() for image in drawn[kinds == 4]}
+    assert len(load_split(tmp_path / "test")[0][1]) == 1000

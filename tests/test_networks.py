@@ -16,6 +16,7 @@ from analysis.explanation import grad_cam
 from analysis.loading import load_model, read_trained
 from common.errors import InputError
 from config import Config
+from custom_resnet import CustomResNet
 from export import export
 from lightning_module import LitCustomResNet
 from networks import build_network
@@ -49,7 +50,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     exec(compile(source, "networks.py", "exec"), changed.__dict__)
     assert [*changed.NETWORKS] == ["custom_resnet", "plain"]
     monkeypatch.setitem(networks.NETWORKS, "plain", changed.NETWORKS["plain"])
-    return module.PlainNet
+    made: type[nn.Module] = module.PlainNet
+    return made
 
 
 def test_the_network_of_the_page_trains_resumes_exports_and_is_explained(
@@ -97,7 +99,7 @@ def test_a_file_without_the_name_is_the_custom_resnet(quick_train: Train) -> Non
     assert old["hyper_parameters"].pop("net") == "custom_resnet"
     assert old["config"].pop("net") == "custom_resnet"
     AtomicCheckpointIO().save_checkpoint(old, LAST)
-    assert type(load_model(LAST).net) is networks.CustomResNet
+    assert type(load_model(LAST).net) is CustomResNet
     quick_train(max_epochs=1, ckpt_path="last")  # its other flags are compared
     with pytest.raises(InputError, match="--seed is 1, but the checkpoint"):
         quick_train(max_epochs=1, ckpt_path="last", seed=1)
@@ -109,7 +111,7 @@ def test_a_file_of_a_network_that_is_not_here_is_one_line(quick_train: Train) ->
     del networks.NETWORKS["plain"]
     with pytest.raises(InputError) as refused:
         load_model(LAST)
-    networks.NETWORKS["plain"] = networks.CustomResNet  # for the fixture to take away
+    networks.NETWORKS["plain"] = CustomResNet  # for the fixture to take away
     assert str(refused.value) == (
         "network 'plain' is not in networks.py, which has custom_resnet; add it there"
     )
@@ -139,7 +141,5 @@ def test_grad_cam_looks_at_the_layer_that_the_network_names(
     images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(8) % 2
     by_default = grad_cam(module, images, labels)
-    monkeypatch.setattr(
-        networks.CustomResNet, "cam_layer", property(lambda net: net.layer1)
-    )
+    monkeypatch.setattr(CustomResNet, "cam_layer", property(lambda net: net.layer1))
     assert not torch.equal(grad_cam(module, images, labels), by_default)
