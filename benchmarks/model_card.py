@@ -103,14 +103,15 @@ def table() -> str:
     """
     measured = read_weights(WEIGHTS)["measured"]
     same = ship.runs_of_weights(read_runs())
+    of_many = f"{len(same)} runs"
     cells = {
-        "of this file": (f"{100 * measured['test/acc']:.2f} %", ""),
-        "with flip TTA": (f"{100 * measured['test/acc_tta']:.2f} %", ""),
-        "of the recipe": (percent(same["test/acc"]), f"{len(same)} runs"),
-        "of the recipe, with flip TTA": (percent(same["test/acc_tta"]), ""),
+        "accuracy of this file": (f"{100 * measured['test/acc']:.2f} %", "1 run"),
+        "with flip TTA": (f"{100 * measured['test/acc_tta']:.2f} %", "1 run"),
+        "accuracy of the recipe": (percent(same["test/acc"]), of_many),
+        "its accuracy with flip TTA": (percent(same["test/acc_tta"]), of_many),
     } | _calibration()
     rows = [(name, *values) for name, values in cells.items()]
-    return markdown(pd.DataFrame(rows, columns=["test accuracy", "", "n"]))
+    return markdown(pd.DataFrame(rows, columns=["on the test images", "", "n"]))
 
 
 def _calibration() -> dict[str, tuple[str, str]]:
@@ -122,7 +123,10 @@ def _calibration() -> dict[str, tuple[str, str]]:
     last, images = own[-1], f"{own[-1]['images']} images"
     return {
         "mean confidence of this file": (f"{100 * last['confidence']:.2f} %", images),
-        "its expected calibration error": (f"{100 * last['ece']:.2f} %", images),
+        "expected calibration error of this file": (
+            f"{100 * last['ece']:.2f} %",
+            images,
+        ),
     }
 
 

@@ -80,7 +80,7 @@ def test_calibration_is_measured_and_shown(
     assert row["ece"] >= abs(row["accuracy"] - row["confidence"]) - 1e-9
     shown = re.sub(" +", " ", table())
     assert f"mean confidence of this file | {100 * row['confidence']:.2f} % |" in shown
-    assert f"its expected calibration error | {100 * row['ece']:.2f} % | 30 im" in shown
+    assert f"calibration error of this file | {100 * row['ece']:.2f} % | 30" in shown
     other = row.to_frame().T.assign(sha256="0" * 64)  # of weights of before
     other.to_csv("calibration.csv", index=False)
     assert "confidence" not in table()
