@@ -120,14 +120,11 @@ def _calibration() -> dict[str, tuple[str, str]]:
     own = rows[rows["sha256"] == digest()].to_dict("records")
     if not own:
         return {}
-    last, images = own[-1], f"{own[-1]['images']} images"
-    return {
-        "mean confidence of this file": (f"{100 * last['confidence']:.2f} %", images),
-        "expected calibration error of this file": (
-            f"{100 * last['ece']:.2f} %",
-            images,
-        ),
-    }
+    last = own[-1]
+    shown = (f"{100 * last[name]:.2f} %" for name in ("confidence", "ece"))
+    names = ("mean confidence of this file", "expected calibration error of this file")
+    images = f"{last['images']} images"
+    return {name: (value, images) for name, value in zip(names, shown, strict=True)}
 
 
 if __name__ == "__main__":
