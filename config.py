@@ -23,6 +23,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import expanded
+from networks import NETWORKS
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 Precision = Literal[
@@ -118,6 +119,9 @@ RATE = Valid(
 COUNT = Valid(
     lambda value: value == "auto" or value >= 0, "a whole number, at least 0, or auto"
 )
+NETWORK = Valid(
+    lambda value: value in NETWORKS, f"a name in networks.py ({', '.join(NETWORKS)})"
+)
 SWITCH_OR_NUMBER = Valid(lambda value: value >= 0, "true, false or a number of batches")
 
 
@@ -160,6 +164,8 @@ class Config:
     """Share of each target that is spread over all classes."""
     ema_decay: float = option(0.0, BELOW_ONE, shapes=True)
     """Average the weights, keeping up to this share of it at each step."""
+    net: str = option("custom_resnet", NETWORK, shapes=True)
+    """Network to train, a name in networks.py."""
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
@@ -191,6 +197,10 @@ class Config:
     """Replace the run that is in the folder."""
     ckpt_path: str | Path | None = option(None, places=True)
     """Checkpoint to go on from, or last for the run's newest."""
+    init_from: str | Path | None = option(
+        None, shapes=True, reason="weights are taken once, at its start"
+    )
+    """Trained weights to begin with: of export.py, or a checkpoint."""
     ckpt_every_n_steps: int = option(0, whole(0))
     """Save a checkpoint also every so many steps; 0 for not."""
     report: bool = True

@@ -70,6 +70,11 @@ class CustomResNet(nn.Module):
         self.pool = nn.MaxPool2d(3)
         self.fc = nn.Linear(width3, num_classes, bias=False)
 
+    @property
+    def cam_layer(self) -> nn.Module:
+        """Where Grad-CAM looks: the last layer that has more than 3 x 3 places."""
+        return self.layer2
+
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (B, 3, 32, 32) to logits (B, num_classes)."""
         x = self.prep(x)  # (B, 64, 32, 32)

@@ -167,7 +167,7 @@ def largest_difference(ours: Classify, theirs: Classify) -> float:
 
 def description(model: LitCustomResNet) -> dict[str, str]:
     """What a program must know beside the weights, as JSON."""
-    names = ("classes", "mean", "std", "base_width")
+    names = ("classes", "mean", "std", "net", "base_width")
     return {name: json.dumps(model.hparams[name]) for name in names}
 
 
@@ -191,6 +191,7 @@ def write_onnx(model: LitCustomResNet, _: Path, path: Path) -> None:
         trace(model),
         input_names=["images"],
         output_names=["probabilities"],
+        dynamic_shapes={"images": {0: "batch"}},  # the name of the axis in the file
         dynamo=True,
         verbose=False,
     )
@@ -226,14 +227,17 @@ def read_torch(path: Path) -> Classify:
 
 
 def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
-    """Write the weights of `CustomResNet`, and what shaped them in the metadata."""
+    """Write the weights of the network, and what shaped them in the metadata."""
     save_weights(model, {"config": shaping_flags(read_trained(checkpoint))}, path)
 
 
 def shaping_flags(saved: Checkpoint) -> dict[str, Any]:
     """The flags of a training that shaped its weights; none if they are not known."""
     config = saved.get("config", {})
-    return {flag: config[flag] for flag in ("data", *SHAPING, "lr") if flag in config}
+    known = {flag: config[flag] for flag in ("data", *SHAPING, "lr") if flag in config}
+    if known.get("init_from") is not None:
+        known["init_from"] = Path(known["init_from"]).name  # its folder is nobody's
+    return known
 
 
 def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:

@@ -20,16 +20,16 @@ from torchmetrics.classification import (
 )
 
 from config import Tta
-from custom_resnet import CustomResNet
 from images.augmentation import shift
 from images.loader import Batch
+from networks import build_network
 
 WITH_TTA = {"test/acc_tta": "with flip TTA", "test/acc_views": "with six views"}
 PCT_START = 5 / 24  # the LR peaks at epoch 5 of 24, and at the same share of other runs
 
 
 class LitCustomResNet(pl.LightningModule):
-    """Cross-entropy, Adam and one cycle of the learning rate around `CustomResNet`.
+    """Cross-entropy, Adam and one cycle of the learning rate around a network.
 
     Its hyper-parameters are plain values, so a checkpoint explains itself and loads
     with `weights_only=True`.
@@ -47,6 +47,7 @@ class LitCustomResNet(pl.LightningModule):
         tta: How to test also with test-time augmentation: on the sum of logits for each
             image and its mirror image, or also for both moved by a pixel to either side
             along the diagonal, at half the weight (Jordan, arXiv 2404.00498).
+        net: Name of the network in networks.py.
 
     After a test, `confusion` counts the images of all processes by true and by
     predicted class, int64 (num_classes, num_classes).
@@ -66,11 +67,12 @@ class LitCustomResNet(pl.LightningModule):
         label_smoothing: float = 0.2,
         base_width: int = 64,
         tta: Tta = "none",
+        net: str = "custom_resnet",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         num_classes = len(classes)
-        self.net = CustomResNet(num_classes, base_width)
+        self.net = build_network(net, num_classes, base_width)
         # Not persistent: they are hyper-parameters already.
         levels = 255 * torch.tensor([mean, std]).view(2, 1, 3, 1, 1)
         self.register_buffer("mean", levels[0], persistent=False)

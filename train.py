@@ -9,6 +9,7 @@ python train.py --help
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
+from analysis.loading import read_trained
 from analysis.results import log_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
@@ -29,6 +33,7 @@ from lightning_module import LitCustomResNet
 from machine import memory, provenance
 from machine.hardware import Hardware, check_compiler, choose_hardware
 from training.checks import check_images, check_processes
+from training.fine_tuning import starting_weights
 from training.history import COLUMNS, History, TrainingClock
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
@@ -47,7 +52,6 @@ FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
 
 
 @configured(Config)
-@memory.giving_memory_back()
 def train(config: Config) -> dict[str, Any]:
     """Train the custom ResNet on CIFAR-10 and leave a run folder.
 
@@ -61,6 +65,15 @@ def train(config: Config) -> dict[str, Any]:
         InputError: A value or file that the user can put right.
         DivergedError: The loss became infinite or not a number.
         StoppedError: A signal ended the training, which is saved.
+    """
+    return train_with(config)
+
+
+@memory.giving_memory_back()
+def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """Do what `train` does, with callbacks of a program around it.
+
+    What they raise ends the training and goes through to the caller.
     """
     started = time.perf_counter()
     hardware = choose_hardware(
@@ -83,11 +96,15 @@ def train(config: Config) -> dict[str, Any]:
         resume=config.ckpt_path == "last",
         trial=bool(config.fast_dev_run),
     ) as run:
-        return train_in(run, config, hardware, started)
+        return train_in(run, config, hardware, started, callbacks)
 
 
 def train_in(
-    run: RunFolder, config: Config, hardware: Hardware, started: float
+    run: RunFolder,
+    config: Config,
+    hardware: Hardware,
+    started: float,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train in a run folder; `train` says what is returned and raised.
 
@@ -96,9 +113,13 @@ def train_in(
         config: All flags.
         hardware: What to train on.
         started: When the run began, in seconds of `time.perf_counter`.
+        callbacks: Of the program around it.
     """
     is_trial = bool(config.fast_dev_run)
     checkpoint, saved = find_checkpoint(run, config)
+    origin = None
+    if config.init_from is not None and saved is None:
+        origin = read_trained(Path(config.init_from), flag="init_from")
     images = load_images(config)
     config = replace(
         config,
@@ -110,15 +131,20 @@ def train_in(
     check_images(config, images.sizes(), hardware.world_size)
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
+    weights = None
+    if origin is not None:
+        weights = starting_weights(origin, config, images.classes)
     if not is_trial:
         run.create()
-    lr, test = settle_lr(config, images, hardware, saved)
+    lr, test = settle_lr(config, images, hardware, saved, weights)
     config = replace(config, lr=lr)
-    module = build_module(config, images)
+    module = build_module(config, images, weights)
     if not is_trial:
         run.clear(overwrite=config.overwrite)
     history, clock = History(None if is_trial else run.metrics_csv), TrainingClock()
-    trainer = build_trainer(config, hardware, run, images, history, clock, saved)
+    trainer = build_trainer(
+        config, hardware, run, images, history, clock, saved, callbacks
+    )
     show_start(layer_table(module.net), str(images), config)
     if not is_trial:
         write_start(run, trainer, config, test)
@@ -209,6 +235,7 @@ def settle_lr(
     images: CIFAR10DataModule,
     hardware: Hardware,
     saved: Checkpoint | None,
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[float, RangeTest | None]:
     """The maximum LR: the checkpoint's, the user's, or the pick of a range test."""
     if saved is not None:
@@ -217,7 +244,8 @@ def settle_lr(
         return config.lr, None
     if config.fast_dev_run:
         return FAST_DEV_LR, None
-    spent = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images)
+    throw_away = replace(config, lr=FAST_DEV_LR, compile=False)
+    spent = build_module(throw_away, images, weights)
     as_the_run = {
         "deterministic": config.deterministic,
         "sync_batchnorm": config.sync_batchnorm,
@@ -232,8 +260,18 @@ def settle_lr(
     return test.lr, test
 
 
-def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:
-    """A new module; its weights depend on the seed alone, not on what ran before."""
+def build_module(
+    config: Config,
+    images: CIFAR10DataModule,
+    weights: dict[str, Tensor] | None = None,
+) -> LitCustomResNet:
+    """A new module; its weights depend on the seed alone, not on what ran before.
+
+    Args:
+        config: All flags.
+        images: The data module, set up.
+        weights: Entries of the network's `state_dict` to begin with instead.
+    """
     pl.seed_everything(config.seed, verbose=False)
     module = LitCustomResNet(
         images.classes,
@@ -244,7 +282,10 @@ def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:
         config.label_smoothing,
         config.base_width,
         config.tta,
+        config.net,
     )
+    if weights is not None:
+        module.net.load_state_dict(weights, strict=False)
     if config.compile:
         module.net.compile()  # in place, so the names in checkpoints stay
     return module

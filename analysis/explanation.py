@@ -1,5 +1,7 @@
 """Explanation of predictions: Grad-CAM."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ from lightning_module import LitCustomResNet
 def grad_cam(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Tensor:
     """Heat maps of where in each image the network sees a class (arXiv 1610.02391).
 
-    The maps are those of the last convolution that has more than 3 x 3 places.
+    The maps are those of the network's `cam_layer`.
 
     Args:
         model: As `load_model` gives it.
@@ -28,7 +30,8 @@ def grad_cam(model: LitCustomResNet, images: Tensor, labels: Tensor) -> Tensor:
         kept.append(output.detach().clone().requires_grad_())
         return kept[-1].clone()
 
-    hook = model.net.layer2.register_forward_hook(keep)
+    layer: Any = model.net.cam_layer
+    hook = layer.register_forward_hook(keep)
     try:
         with torch.enable_grad():
             scores = model(images.to(model.device))

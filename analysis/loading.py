@@ -34,11 +34,6 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
             "--ckpt_path FILE, a checkpoint that train.py has written"
         )
     path = path or WEIGHTS
-    if not path.is_file():
-        raise InputError(
-            f"--ckpt_path {one_line(path)}: no such file; give a checkpoint that "
-            "train.py has written"
-        )
     saved = read_trained(path)
     try:
         module = LitCustomResNet(**saved["hyper_parameters"])
@@ -53,15 +48,24 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
     return module.eval().requires_grad_(False)
 
 
-def read_trained(path: Path) -> Checkpoint:
+def read_trained(path: Path, flag: str = "ckpt_path") -> Checkpoint:
     """The content of a checkpoint, or of weights that export.py wrote.
 
+    Args:
+        path: The file.
+        flag: The flag that named it, for messages.
+
     Raises:
-        InputError: It is damaged, or of something else.
+        InputError: It is not there, damaged, or of something else.
     """
+    if not path.is_file():
+        raise InputError(
+            f"--{flag} {one_line(path)}: no such file; give a checkpoint that "
+            "train.py has written"
+        )
     if path.suffix == WEIGHTS_SUFFIX:
-        return read_weights(path)
-    return read_checkpoint(path, to_resume=False)
+        return read_weights(path, flag)
+    return read_checkpoint(path, flag, to_resume=False)
 
 
 def check_same_images(

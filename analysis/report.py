@@ -23,9 +23,9 @@ from analysis.loading import check_same_images, load_model
 from common.errors import InputError
 from common.files import replacing
 from config import Config
-from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet, one_cycle
+from networks import build_network
 from training.history import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -278,7 +278,9 @@ def _parse_rows(text: str) -> list[Row]:
 
 def _parameters(run: Run, evaluation: Evaluation) -> int:
     with torch.device("meta"):  # counts them without making them
-        net = CustomResNet(len(evaluation.classes), run.config.base_width)
+        net = build_network(
+            run.config.net, len(evaluation.classes), run.config.base_width
+        )
     return sum(parameter.numel() for parameter in net.parameters())
 
 

@@ -18,7 +18,7 @@ NOTES = ("config", "measured")  # beside the hyper-parameters; either may be mis
 
 
 def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> None:
-    """Write the weights of `CustomResNet`; every entry of the metadata is JSON.
+    """Write the weights of the network; every entry of the metadata is JSON.
 
     Args:
         model: The network. Tensors that lose nothing by it are stored as float16.
@@ -31,8 +31,12 @@ def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> N
     save_file(weights, path, {name: json.dumps(value) for name, value in known.items()})
 
 
-def read_weights(path: Path) -> Checkpoint:
+def read_weights(path: Path, flag: str = "ckpt_path") -> Checkpoint:
     """The content of such a file in the form of a checkpoint; weights in float32.
+
+    Args:
+        path: The file.
+        flag: The flag that named it, for messages.
 
     Raises:
         InputError: It is damaged, or holds something else.
@@ -43,7 +47,7 @@ def read_weights(path: Path) -> Checkpoint:
             weights = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (AttributeError, OSError, SafetensorError, ValueError) as error:
         raise InputError(
-            f"--ckpt_path {one_line(path)}: damaged, or not weights of this project "
+            f"--{flag} {one_line(path)}: damaged, or not weights of this project "
             f"({one_line(error)}); give another"
         ) from None
     notes = {name: known.pop(name) for name in NOTES if name in known}

@@ -65,10 +65,15 @@ def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
         raise InputError(f"--runs {file}: no such file; give that of measure.py")
     needed = ("recipe", "images", "seed", "device", "precision", "commit")
     runs = read_rows(file, *needed, text=[*KIND, "commit"])
+    # A run of before a flag was there was one with its default.
+    defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS}
+    runs = runs.assign(
+        **{flag: defaults[flag] for flag in defaults if flag not in runs}
+    )
     found = runs.reindex(
         columns=list(dict.fromkeys([*runs, *KIND, *ACCURACIES, *TIMES]))
     )
-    return found.fillna(dict.fromkeys(KIND, ""))
+    return found.fillna(dict.fromkeys(KIND, "") | defaults)
 
 
 def of_recipe(runs: pd.DataFrame, recipe: str, config: Config) -> pd.DataFrame:

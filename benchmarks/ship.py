@@ -119,24 +119,10 @@ def weights_table(runs: pd.DataFrame) -> str:
     Raises:
         InputError: They are not those of the median run on record.
     """
-    content, saved = WEIGHTS.read_bytes(), read_weights(WEIGHTS)
-    measured, config = saved["measured"], saved["config"]
-    shaping = [flag for flag in FLAGS if flag in config and flag != "lr"]
-    counts = [
-        len(same)
-        for kind, same in by_kind(runs)
-        # The file has the flags that make a run what it is, with the rate settled.
-        if kind["lr"] in ("auto", str(config["lr"]))
-        and all(kind[flag] == str(config[flag]) for flag in shaping)
-        and median_run(same)["seed"] == measured["seed"]
-    ]
-    if not counts:
-        raise InputError(
-            f"{WEIGHTS.name} holds seed {measured['seed']} of {measured['recipe']!r}, "
-            "which is not the median of the runs on record; ship that one"
-        )
+    content, measured = WEIGHTS.read_bytes(), read_weights(WEIGHTS)["measured"]
+    count = len(runs_of_weights(runs))
     of = f"seed {measured['seed']}, "
-    of += f"the median of {max(counts)}" if max(counts) > 1 else "the only"
+    of += f"the median of {count}" if count > 1 else "the only"
     cells = {
         "file": f"`weights/{WEIGHTS.name}`, {len(content) / 2**20:.1f} MiB",
         "run": f"{measured['recipe']}; {of} on record",
@@ -145,6 +131,31 @@ def weights_table(runs: pd.DataFrame) -> str:
         "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",
     }
     return markdown(pd.DataFrame(cells.items(), columns=["", ""]))
+
+
+def runs_of_weights(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs on record of which the weights of the project are the median.
+
+    Raises:
+        InputError: There are none.
+    """
+    saved = read_weights(WEIGHTS)
+    measured, config = saved["measured"], saved["config"]
+    shaping = [flag for flag in FLAGS if flag in config and flag != "lr"]
+    found = [
+        same
+        for kind, same in by_kind(runs)
+        # The file has the flags that make a run what it is, with the rate settled.
+        if kind["lr"] in ("auto", str(config["lr"]))
+        and all(kind[flag] == str(config[flag]) for flag in shaping)
+        and median_run(same)["seed"] == measured["seed"]
+    ]
+    if not found:
+        raise InputError(
+            f"{WEIGHTS.name} holds seed {measured['seed']} of {measured['recipe']!r}, "
+            "which is not the median of the runs on record; ship that one"
+        )
+    return max(found, key=len)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All tables of the README and of docs/ that follow from what is on record.
+"""All tables of the README, docs/ and weights/ that follow from what is on record.
 
     python benchmarks/tables.py
     python benchmarks/tables.py --check
@@ -20,11 +20,12 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 
-from benchmarks import pace, scale, ship
+from benchmarks import model_card, pace, scale, ship
 from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
 from benchmarks.studies import (
+    fine_tuning,
     lr_rules,
     lr_small,
     screening,
@@ -65,7 +66,10 @@ TABLES = (
     Table("docs/lab/scale.md", "results", scale.tables),
     Table("docs/lab/speed.md", "results", pace.table),
     Table("docs/lab/speed.md", "small_maps", small_maps.table),
+    Table("docs/own_images.md", "fine_tuning", fine_tuning.table),
     Table("docs/unknown_images.md", "results", unknown_images.table),
+    Table("weights/README.md", "head", model_card.head),
+    Table("weights/README.md", "accuracy", model_card.table),
 )
 
 

@@ -24,7 +24,7 @@ def test_values_are_plain_and_paths_at_home(monkeypatch: pytest.MonkeyPatch) -> 
     assert type(config.lr) is float
     assert type(config.batch_size) is int
     assert (config.data_dir, config.output_dir) == ("/home/me/images", "/home/me/runs")
-    assert {"data_dir", "output_dir", "ckpt_path"} == PATHS
+    assert {"data_dir", "output_dir", "ckpt_path", "init_from"} == PATHS
     assert all(type(value) is not Path for value in asdict(config).values())
 
 
@@ -62,8 +62,16 @@ def test_a_record_leaves_out_what_only_places_a_run() -> None:
 def test_what_shapes_a_run() -> None:
     assert [
         *("max_epochs", "batch_size", "weight_decay", "label_smoothing", "ema_decay"),
-        *("base_width", "seed", "val_size", "crop_padding", "padding_mode", "flip"),
-        *("cutout", "limit_train_batches", "sync_batchnorm"),
+        *(
+            "net",
+            "base_width",
+            "seed",
+            "val_size",
+            "crop_padding",
+            "padding_mode",
+            "flip",
+        ),
+        *("cutout", "init_from", "limit_train_batches", "sync_batchnorm"),
     ] == SHAPING
     assert MARKS["max_epochs"].reason.startswith("one cycle has one length")
 

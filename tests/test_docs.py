@@ -27,6 +27,7 @@ import train
 from benchmarks.pictures import pictures, schedule
 from common import cli
 from config import Config
+from export import needed_packages
 from lightning_module import LitCustomResNet
 from run_files import LAST
 
@@ -41,18 +42,24 @@ QUICK = {
     "train.py": "--accelerator cpu --devices 1 --num_nodes 1 --strategy auto "
     "--precision 32-true --base_width 4 --batch_size 32 --max_epochs 2 --lr 0.01 "
     "--limit_train_batches 3",
+    "sweep.py": "--accelerator cpu --precision 32-true --base_width 4 --batch_size 32 "
+    "--max_epochs 1 --limit_train_batches 3 --val_size 12 --trials 1",
 }
 # Pages on which a command needs what one before it has left; others get a dry run.
-KEEP_RUNS = ("README.md", "own_images.md")
+KEEP_RUNS = ("README.md", "own_images.md", "exports.md")
 # What is written otherwise in Python, to the same end, and for names in capitals.
 SUBSTITUTIONS = {
     "batch_size=128, max_epochs=2)": "batch_size=128, max_epochs=2, base_width=4, "
     "limit_train_batches=3, accelerator='cpu', precision='32-true', lr=0.01)",
     "runs/NAME": "runs/long",
+    # A network of the width of the commands above it.
+    "--init_from weights/cifar10.safetensors": "--init_from "
+    "runs/mine/checkpoints/last.ckpt",
 }
 GIVEN = {"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}  # to all Python code
 # What scripts need of requirements-extras.txt; without it they are left out.
 EXTRAS = {"app.py": "gradio", "export.py": "onnxruntime", "report.py": "jinja2"}
+EXTRAS |= {"sweep.py": "optuna", "exports.md": "onnxruntime"}
 # What cannot be run here, and why; what it names must exist all the same.
 NOT_RUN = {
     "pip": "downloads",
@@ -230,11 +237,14 @@ def reduced(code: str) -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="bash and Unix sockets")
 @pytest.mark.parametrize("page", [name for name, page in PAGES.items() if blocks(page)])
 def test_every_block_of_a_page_runs(page: str, project: Path) -> None:
+    if page in EXTRAS:
+        pytest.importorskip(EXTRAS[page])
     extra = [] if page in KEEP_RUNS else ["--fast_dev_run"]
     for language, code in blocks(PAGES[page]):
         if language == "python":
             Path("block.py").write_text(reduced(code))
-            runpy.run_path("block.py", init_globals=GIVEN)
+            with needed_packages("torch"):  # what it silences
+                runpy.run_path("block.py", init_globals=GIVEN)
             continue
         exit_code, commands = run_bash(
             reduced(code), lambda command: call(command, *extra)

@@ -1,6 +1,8 @@
 """Exports: each is read back by the program that it is for, and compared."""
 
 import json
+import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -18,6 +21,7 @@ from common.errors import InputError
 from lightning_module import LitCustomResNet
 from run_files import LAST, weights
 
+PROJECT = Path(__file__).resolve().parent.parent
 CLASSES = ["blue", "green", "red"]
 
 
@@ -54,8 +58,9 @@ def test_onnx_gives_the_same_probabilities(
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [images], [output] = session.get_inputs(), session.get_outputs()
     assert (images.name, images.type) == ("images", "tensor(uint8)")
-    assert images.shape[1:] == [32, 32, 3]
+    assert images.shape == ["batch", 32, 32, 3]
     assert (output.name, output.type) == ("probabilities", "tensor(float)")
+    assert output.shape == ["batch", len(CLASSES)]
     for count in (1, 7):
         batch = random_images(count)
         [found] = session.run(None, {"images": batch.numpy()})
@@ -111,6 +116,28 @@ def test_weights_are_a_checkpoint_without_the_optimizer(
         torch.float32,
         torch.int64,  # batch norm's counters
     }
+
+
+def test_the_programs_of_the_page_all_say_the_same(trained: LitCustomResNet) -> None:
+    """Each as it stands there, on an image of the network's size."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    for format in ("onnx", "torch", "safetensors"):
+        run(format)
+    [image] = random_images(1)
+    Image.fromarray(image.numpy()).save("photo.png")
+    page = (PROJECT / "docs" / "exports.md").read_text(encoding="utf-8")
+    programs = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.M)
+    assert len(programs) == 3
+    for program in programs:
+        code = program.replace("runs/shapes", "runs/run").replace(".jpg", ".png")
+        Path("program.py").write_text(code)
+        with export.needed_packages("torch"):
+            found = runpy.run_path("program.py")
+        probabilities = torch.as_tensor(found["probabilities"])
+        wanted = expected(trained, image[None])
+        torch.testing.assert_close(probabilities, wanted, atol=1e-4, rtol=1e-3)
+        assert list(found.get("classes") or found["known"]["classes"]) == CLASSES
 
 
 def test_an_existing_file_is_only_replaced_when_asked(

@@ -9,13 +9,16 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"common"},
+    {"custom_resnet"},
+    {"networks"},
     {"config"},
     {"machine"},
-    {"images", "custom_resnet"},
+    {"images"},
     {"lightning_module", "datamodule"},
     {"training"},
     {"analysis"},
     {"train", "predict", "evaluate", "export", "report", "app"},
+    {"sweep", "hubconf"},
     {"benchmarks"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -320,7 +320,7 @@ def test_a_short_training_ends_with_an_average_of_its_end(quick_train: Train) ->
     quick_train(ema_decay=0.999)
     saved = torch.load(LAST, weights_only=True)
     seed_everything(0, verbose=False)
-    start = LitCustomResNet(**saved["hyper_parameters"]).net.fc.weight
+    start = LitCustomResNet(**saved["hyper_parameters"]).state_dict()["net.fc.weight"]
     averaged = saved["state_dict"]["net.fc.weight"]
     trained = saved["current_model_state"]["net.fc.weight"]
     assert 0 < 2 * torch.dist(averaged, trained) < torch.dist(averaged, start)

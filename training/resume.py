@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ Checkpoint = dict[str, Any]
 WEIGHTS_SUFFIX = ".safetensors"  # of files from which no run goes on
 
 
-def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
+def read_checkpoint(
+    path: Path, flag: str = "ckpt_path", *, to_resume: bool = True
+) -> Checkpoint:
     """Read a checkpoint of this project; nothing in it is ever run.
 
     Args:
         path: The file.
+        flag: The flag that named it, for messages.
         to_resume: Whether it must hold all that a run needs to go on, or the network
             only.
 
@@ -30,12 +34,10 @@ def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
         InputError: It is not there, damaged, or of something else.
     """
     if not path.is_file():
-        raise InputError(
-            f"--ckpt_path {path}: no such file; give a checkpoint or 'last'"
-        )
+        raise InputError(f"--{flag} {path}: no such file; give a checkpoint or 'last'")
     if path.suffix == WEIGHTS_SUFFIX:
         raise InputError(
-            f"--ckpt_path {path}: weights alone, without what a checkpoint says of the "
+            f"--{flag} {path}: weights alone, without what a checkpoint says of the "
             "training; give a checkpoint that train.py has written"
         )
     try:
@@ -46,14 +48,14 @@ def read_checkpoint(path: Path, *, to_resume: bool = True) -> Checkpoint:
             raise
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise InputError(
-            f"--ckpt_path {path}: damaged, or not a checkpoint of this project "
+            f"--{flag} {path}: damaged, or not a checkpoint of this project "
             f"({reason or type(error).__name__}); give another"
         ) from None
     needed = ["hyper_parameters", "state_dict"]
     needed += ["config", "optimizer_states"] if to_resume else []
     if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in needed):
         raise InputError(
-            f"--ckpt_path {path}: not a checkpoint of this project; give one that "
+            f"--{flag} {path}: not a checkpoint of this project; give one that "
             "train.py has written"
         )
     return checkpoint
@@ -104,11 +106,12 @@ def check_same_run(
                 f"--data_dir {config.data_dir}: the {name} of the images are {here}, "
                 f"the checkpoint's {there}; give the images that it was trained with"
             )
-    before = checkpoint["config"]
+    # A checkpoint of before a flag was there was trained with its default.
+    before = asdict(Config()) | checkpoint["config"]
     for flag in SHAPING:
-        _check_equal(flag, getattr(config, flag), before.get(flag), MARKS[flag].reason)
+        _check_equal(flag, getattr(config, flag), before[flag], MARKS[flag].reason)
     if config.lr != "auto":
-        _check_equal("lr", config.lr, before.get("lr"), "")
+        _check_equal("lr", config.lr, before["lr"], "")
     if checkpoint.get("images") != images.fingerprint:
         raise InputError(
             f"--data_dir {config.data_dir}: the pixels or labels of the training "

@@ -12,7 +12,7 @@ from torch.utils.tensorboard._pytorch_graph import graph
 from torchvision.utils import make_grid
 
 from config import IMAGE_SIZE
-from custom_resnet import CustomResNet
+from networks import build_network
 from training.history import History
 
 GRID_IMAGES = 64  # augmented training images
@@ -27,9 +27,10 @@ class TensorBoardDetails(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the network's graph; before `Guard` starts, as it takes a while."""
-        classes, width = pl_module.hparams["classes"], pl_module.hparams["base_width"]
+        known = pl_module.hparams
         if trainer.is_global_zero:
-            self.writer.file_writer.add_graph(_traced(len(classes), width))
+            built = (known["net"], len(known["classes"]), known["base_width"])
+            self.writer.file_writer.add_graph(_traced(*built))
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Log a grid of augmented images."""
@@ -48,10 +49,10 @@ class TensorBoardDetails(Callback):
 
 
 @functools.cache  # torch never frees what it has traced
-def _traced(num_classes: int, base_width: int) -> Any:
+def _traced(name: str, num_classes: int, base_width: int) -> Any:
     """The network's graph for TensorBoard."""
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
         # torch.jit.trace is deprecated: https://github.com/pytorch/pytorch/issues/49823
         warnings.simplefilter("ignore", DeprecationWarning)
-        net = CustomResNet(num_classes, base_width).eval()
+        net = build_network(name, num_classes, base_width).eval()
         return graph(net, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))

@@ -32,6 +32,7 @@ def build_trainer(
     history: History,
     clock: TrainingClock,
     saved: Checkpoint | None,
+    others: Sequence[Callback] = (),
 ) -> pl.Trainer:
     """Lightning's Trainer with this project's logger, callbacks and checkpoints.
 
@@ -43,6 +44,7 @@ def build_trainer(
         history: Filled as the training goes on.
         clock: Likewise.
         saved: The checkpoint that the run goes on from, if any.
+        others: Callbacks of a program around the training.
     """
     logger = None if config.fast_dev_run else _build_logger(run, saved)
     callbacks = _build_callbacks(config, run, logger, images, history, clock)
@@ -50,7 +52,7 @@ def build_trainer(
         **hardware.arguments,
         max_epochs=config.max_epochs,
         logger=logger or False,
-        callbacks=callbacks,
+        callbacks=[*others, *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=config.output_dir,
         fast_dev_run=int(config.fast_dev_run),
