@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from common import cli
+from common.errors import InputError
 from config import Config
 from run_files import Payload
 from train import main
@@ -250,9 +251,8 @@ def test_a_name_in_a_configuration_needs_no_quotes() -> None:
         Path("my.yaml").write_text(f"seed: 1\n{empty}\n")
         assert cli.parse(Config, ["--config", "my.yaml"])["name"] is None
     Path("my.yaml").write_bytes("name: Übung".encode("latin-1"))
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(InputError, match="utf-8"):
         cli.parse(Config, ["--config", "my.yaml"])
-    assert end.value.code == 2
 
 
 def test_paths_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
