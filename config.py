@@ -77,10 +77,16 @@ def option(
     shapes: bool = False,
     reason: str = "",
     places: bool = False,
+    section: str = "",
 ) -> Value:
-    """A field of `Config`: its default and its `Marks`."""
-    marks = Marks(valid, shapes, reason, places)
-    made: Value = field(default=default, metadata={"marks": marks})
+    """A field of `Config`: its default and its `Marks`.
+
+    `section` is the title in the help above it and those after it.
+    """
+    metadata: dict[str, Any] = {"marks": Marks(valid, shapes, reason, places)}
+    metadata |= {"section": section} if section else {}
+    metadata |= {"words": valid.words} if valid else {}
+    made: Value = field(default=default, metadata=metadata)
     return made
 
 
@@ -129,7 +135,7 @@ class Config:
         InputError: A value is out of its range, or two contradict each other.
     """
 
-    accelerator: Accelerator = "auto"
+    accelerator: Accelerator = option("auto", section="hardware")
     """What trains; auto takes a GPU where there is one."""
     devices: int | str = option(1, DEVICES)
     """Number of devices, a list of GPUs such as 0,1, or auto for all."""
@@ -142,19 +148,20 @@ class Config:
     max_epochs: int = option(
         24,
         whole(1),
+        section="training",
         shapes=True,
         reason="one cycle has one length, so it cannot be made longer",
     )
     """Length of the training in epochs."""
     batch_size: int = option(256, whole(1), shapes=True)
     """Images in a batch, shared out among the devices."""
-    lr: float | Literal["auto"] = option("auto", RATE)
+    lr: float | Literal["auto"] = option("auto", RATE, section="learning rate")
     """Maximum learning rate of the one cycle; auto finds it by a range test."""
     lr_steps: int = option(100, whole(MIN_LR_STEPS))
     """Length of the range test in steps."""
     lr_finder: Finder = "lightning"
     """Package that runs the range test."""
-    weight_decay: float = option(0.3, NOT_NEGATIVE, shapes=True)
+    weight_decay: float = option(0.3, NOT_NEGATIVE, shapes=True, section="training")
     """Decoupled weight decay, per step and unit of learning rate."""
     label_smoothing: float = option(0.2, BELOW_ONE, shapes=True)
     """Share of each target that is spread over all classes."""
@@ -164,7 +171,7 @@ class Config:
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
     """Seed of weights, split, order and augmentation."""
-    data: Asked = "auto"
+    data: Asked = option("auto", section="images")
     """Images: CIFAR-10, a folder of images, drawn shapes; auto by the folder."""
     data_dir: str | Path = DEFAULT_DIR
     """Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/."""
@@ -173,7 +180,9 @@ class Config:
     val_size: int | Literal["auto"] = option("auto", COUNT, shapes=True)
     """Training images held out; auto is val/, or 5000, or a tenth of few."""
     # A border that reflects the image reaches no further than the image.
-    crop_padding: int = option(4, whole(0, IMAGE_SIZE - 1), shapes=True)
+    crop_padding: int = option(
+        4, whole(0, IMAGE_SIZE - 1), shapes=True, section="augmentation"
+    )
     """Border for the random crop in pixels; 0 for no crop."""
     padding_mode: PaddingMode = option("reflect", shapes=True)
     """What the border shows: black, or the image reflected."""
@@ -181,21 +190,23 @@ class Config:
     """Mirror training images at random, or every image in every other epoch."""
     cutout: int = option(8, whole(0, IMAGE_SIZE), shapes=True)
     """Side of the cutout square in pixels; 0 for none."""
-    tta: Tta = "none"
+    tta: Tta = option("none", section="results")
     """Test also on each image and its mirror image, or on six views of it."""
-    output_dir: str | Path = option("runs", places=True)
+    output_dir: str | Path = option("runs", places=True, section="run folder")
     """Folder of all runs."""
     name: str | None = option(None, places=True)
     """Name of this run's folder; null for time and seed."""
     overwrite: bool = option(False, places=True)
     """Replace the run that is in the folder."""
-    ckpt_path: str | Path | None = option(None, places=True)
+    ckpt_path: str | Path | None = option(None, places=True, section="resume")
     """Checkpoint to go on from, or last for the run's newest."""
     ckpt_every_n_steps: int = option(0, whole(0))
     """Save a checkpoint also every so many steps; 0 for not."""
-    report: bool = True
+    report: bool = option(True, section="results")
     """Write report.html at the end."""
-    fast_dev_run: bool | int = option(False, SWITCH_OR_NUMBER, places=True)
+    fast_dev_run: bool | int = option(
+        False, SWITCH_OR_NUMBER, places=True, section="quick tries"
+    )
     """Try everything on one batch, or so many, and write nothing."""
     limit_train_batches: int | float = option(1.0, SOME_BATCHES, shapes=True)
     """Batches an epoch: a number, or a share such as 0.1."""
@@ -203,7 +214,7 @@ class Config:
     """Validation batches, likewise; 0 for none."""
     limit_test_batches: int | float = option(1.0, ANY_BATCHES)
     """Test batches, likewise; 0 for no test and no report."""
-    deterministic: bool = False
+    deterministic: bool = option(False, section="hardware")
     """Use only algorithms that repeat bit for bit; slower on a GPU."""
     compile: bool = False
     """Compile the network with torch.compile; pays in long runs."""

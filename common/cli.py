@@ -80,7 +80,7 @@ def run(
     handle_signals()
     try:
         try:
-            function(**parse(flags, sys.argv[1:], program))
+            function(**parse(flags, sys.argv[1:], program, _examples(function)))
         finally:
             sys.stdout.flush()
     except InputError as error:
@@ -95,6 +95,17 @@ def run(
             kill_other_processes()
             raise
         fail(program, reason)
+
+
+def _examples(function: Callable[..., Any]) -> list[str]:
+    """The commands that stand in the docstring of a program, for its help."""
+    lines = (sys.modules[function.__module__].__doc__ or "").splitlines()
+    commands = [line.split("#")[0].strip() for line in lines]
+    return [
+        command
+        for command in commands
+        if command.startswith("python ") and not command.endswith("--help")
+    ]
 
 
 def explain(error: Exception, flags: Collection[str]) -> str | None:

@@ -76,7 +76,7 @@ def test_every_field_is_a_flag_with_an_explanation(
         cli.parse(Config, ["--help"])
     options = " ".join(capsys.readouterr().out.split()).split("options: ")[1]
     for field in fields(Config):
-        explained = re.search(rf" --{field.name} (.*?) \(type: ", options)
+        explained = re.search(rf" --{field.name} \S+ (.*?) \([^(]+; default: ", options)
         assert explained is not None, field.name
         assert len(explained[1].split()) > 2, field.name
 
