@@ -34,6 +34,7 @@ Asked = Literal["auto", "cifar10", "folder", "synthetic"]
 PaddingMode = Literal["constant", "reflect"]
 Flip = Literal["none", "random", "alternate"]
 Tta = Literal["none", "flip", "views"]  # test-time augmentation
+Logger = Literal["tensorboard", "wandb", "mlflow", "csv", "none"]
 
 IMAGE_SIZE = 32  # pixels a side
 DEFAULT_DIR = "data"  # where CIFAR-10 is downloaded to where nothing is said
@@ -96,6 +97,10 @@ def whole(low: int, high: float = math.inf) -> Valid:
     return Valid(lambda value: low <= value <= high, f"a whole number, {ends}")
 
 
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
 def is_batches(value: float) -> bool:
     """Whether it is a number of batches (int) or a share of them (float)."""
     return value >= 1 if isinstance(value, int) else 0 < value <= 1
@@ -123,6 +128,10 @@ RATE = Valid(
 )
 COUNT = Valid(
     lambda value: value == "auto" or value >= 0, "a whole number, at least 0, or auto"
+)
+LOGGERS = Valid(
+    lambda value: {*_listed(value)} <= {*get_args(Logger)},
+    f"{', '.join(get_args(Logger))}, or a list such as [tensorboard, csv]",
 )
 SWITCH_OR_NUMBER = Valid(lambda value: value >= 0, "true, false or a number of batches")
 
@@ -204,6 +213,8 @@ class Config:
     """Save a checkpoint also every so many steps; 0 for not."""
     report: bool = option(True, section="results")
     """Write report.html at the end."""
+    logger: Logger | list[Logger] = option("tensorboard", LOGGERS)
+    """Where curves and pictures go, beside the run folder."""
     fast_dev_run: bool | int = option(
         False, SWITCH_OR_NUMBER, places=True, section="quick tries"
     )
@@ -227,6 +238,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 value = value.item()
+            if isinstance(value, tuple):
+                value = list(value)
             if name in PATHS and value is not None:
                 value = str(expanded(value))
             object.__setattr__(self, name, value)  # it is frozen
@@ -236,6 +249,10 @@ class Config:
             raise InputError(
                 "--overwrite and --ckpt_path contradict each other; give one of them"
             )
+
+    def loggers(self) -> list[str]:
+        """The loggers, each once."""
+        return [name for name in dict.fromkeys(_listed(self.logger)) if name != "none"]
 
     def record(self) -> dict[str, Any]:
         """What config.yaml holds: all fields but those that only place the run."""

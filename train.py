@@ -30,6 +30,7 @@ from machine import memory, provenance
 from machine.hardware import Hardware, check_compiler, choose_hardware
 from training.checks import check_images, check_processes
 from training.history import COLUMNS, History, TrainingClock
+from training.loggers import check_loggers, end_loggers
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
     Checkpoint,
@@ -71,6 +72,7 @@ def train(config: Config) -> dict[str, Any]:
         config.precision,
     )
     check_processes(config, hardware.world_size, hardware.device.type)
+    check_loggers(config)
     if config.compile:
         check_compiler(hardware.device)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
@@ -139,7 +141,7 @@ def train_in(
         write_end(run, trainer, config, metrics, history.rows)
         if config.report and config.limit_test_batches:
             write_report(run, trainer, images)
-        trainer.loggers[0].finalize("success")
+        end_loggers(trainer.loggers)
     show_end(metrics, images, None if is_trial else run.path)
     return metrics
 

@@ -34,6 +34,7 @@ PROTOCOL: dict[str, Any] = {
     "overwrite": True,
     "ckpt_path": None,
     "report": False,
+    "logger": "tensorboard",
     "fast_dev_run": False,
     "limit_val_batches": 1.0,
 }

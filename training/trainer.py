@@ -1,11 +1,11 @@
-"""Lightning's Trainer with this project's logger, callbacks and checkpoints."""
+"""Lightning's Trainer with this project's loggers, callbacks and checkpoints."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from config import Config
@@ -18,6 +18,7 @@ from training.checkpoint import (
 )
 from training.guard import Guard
 from training.history import History, TrainingClock
+from training.loggers import LoggerDetails, build_loggers
 from training.progress import RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
@@ -33,7 +34,7 @@ def build_trainer(
     clock: TrainingClock,
     saved: Checkpoint | None,
 ) -> pl.Trainer:
-    """Lightning's Trainer with this project's logger, callbacks and checkpoints.
+    """Lightning's Trainer with this project's loggers, callbacks and checkpoints.
 
     Args:
         config: All flags, settled.
@@ -43,13 +44,16 @@ def build_trainer(
         history: Filled as the training goes on.
         clock: Likewise.
         saved: The checkpoint that the run goes on from, if any.
+
+    Raises:
+        InputError: A logger refuses.
     """
-    logger = None if config.fast_dev_run else _build_logger(run, saved)
-    callbacks = _build_callbacks(config, run, logger, images, history, clock)
+    loggers = [] if config.fast_dev_run else build_loggers(config, run, saved)
+    callbacks = _build_callbacks(config, run, loggers, images, history, clock)
     return pl.Trainer(
         **hardware.arguments,
         max_epochs=config.max_epochs,
-        logger=logger or False,
+        logger=loggers or False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=config.output_dir,
@@ -66,22 +70,10 @@ def build_trainer(
     )
 
 
-def _build_logger(run: RunFolder, saved: Checkpoint | None) -> TensorBoardLogger:
-    """TensorBoard's, told to forget what comes after the checkpoint's last epoch."""
-    done = 0
-    if saved is not None:
-        done = saved["global_step"] - len(saved["callbacks"]["History"]["lrs"])
-    logger = TensorBoardLogger(
-        run.path, "", "", default_hp_metric=False, purge_step=done
-    )
-    logger.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
-    return logger
-
-
 def _build_callbacks(
     config: Config,
     run: RunFolder,
-    logger: TensorBoardLogger | None,
+    loggers: list[Logger],
     images: CIFAR10DataModule,
     history: History,
     clock: TrainingClock,
@@ -91,9 +83,12 @@ def _build_callbacks(
     if config.ema_decay:
         average = exponential_average(config.ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
-    if logger is None:
+    if config.fast_dev_run:
         return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
-    callbacks += [TensorBoardDetails(logger, history), history]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            callbacks.append(TensorBoardDetails(logger, history))
+    callbacks += [LoggerDetails(history), history]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
     has_val = config.val_size and config.limit_val_batches
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
