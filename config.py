@@ -215,6 +215,8 @@ class Config:
     """Write report.html at the end."""
     logger: Logger | list[Logger] = option("tensorboard", LOGGERS)
     """Where curves and pictures go, beside the run folder."""
+    show_layers: bool = option(False, places=True)
+    """Show the table of layers at the start."""
     fast_dev_run: bool | int = option(
         False, SWITCH_OR_NUMBER, places=True, section="quick tries"
     )

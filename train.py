@@ -23,7 +23,6 @@ from analysis.results import log_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
 from config import Config, configured
-from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
@@ -39,7 +38,7 @@ from training.resume import (
     read_newest,
 )
 from training.run_folder import RunFolder
-from training.terminal import show_end, show_start
+from training.terminal import show_end, show_lr, show_start
 from training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -114,14 +113,16 @@ def train_in(
         check_same_run(saved, config, images, hardware.world_size)
     if not is_trial:
         run.create()
+    net = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images).net
+    show_start(config, hardware, images, net, saved["global_step"] if saved else 0)
     lr, test = settle_lr(config, images, hardware, saved)
+    show_lr(lr, origin_of_lr(config, saved))
     config = replace(config, lr=lr)
     module = build_module(config, images)
     if not is_trial:
         run.clear(overwrite=config.overwrite)
     history, clock = History(None if is_trial else run.metrics_csv), TrainingClock()
     trainer = build_trainer(config, hardware, run, images, history, clock, saved)
-    show_start(layer_table(module.net), str(images), config)
     if not is_trial:
         write_start(run, trainer, config, test)
     origin = provenance.circumstances(hardware)  # now: files may change
@@ -142,7 +143,7 @@ def train_in(
         if config.report and config.limit_test_batches:
             write_report(run, trainer, images)
         end_loggers(trainer.loggers)
-    show_end(metrics, images, None if is_trial else run.path)
+    show_end(metrics, images, config, run)
     return metrics
 
 
@@ -232,6 +233,15 @@ def settle_lr(
         hardware.arguments | as_the_run,
     )
     return test.lr, test
+
+
+def origin_of_lr(config: Config, saved: Checkpoint | None) -> str:
+    """Where `settle_lr` has the rate from, in words."""
+    if saved is not None:
+        return "that of the checkpoint"
+    if config.lr != "auto":
+        return "as given"
+    return "for a trial" if config.fast_dev_run else "found by the LR range test"
 
 
 def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:

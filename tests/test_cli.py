@@ -1,6 +1,7 @@
 """The command line: flags, help, and one line for each wrong input."""
 
 import importlib
+import json
 import pickle
 import re
 import subprocess
@@ -354,27 +355,60 @@ def test_printed_configuration_is_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert config == cli.parse(Config, ["--batch_size", "64"])
 
 
-def test_terminal_shows_layers_and_results(
+def test_in_a_pipe_there_are_plain_lines_from_plan_to_report(
     image_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, output, progress = command(
+    code, output, errors = command(
         monkeypatch,
         capsys,
         *QUICK,
         *("--data_dir", str(image_folder), "--batch_size", "32", "--max_epochs", "2"),
         *("--lr", "0.01", "--name", "run", "--precision", "32-true"),
     )
-    assert code == 0, progress
+    assert (code, errors) == (0, "")
+    assert not re.search(r"[^\n -~]", output)
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("device   ")
+    assert lines[0].endswith(" threads, 32-true")
+    assert lines[1:5] == [
+        "images   own: 108 training, 12 validation, 30 test, 3 classes",
+        "network  CustomResNet, 26,116 parameters",
+        "plan     2 epochs of 3 steps, batches of 32",
+        "max LR   0.01, as given",
+    ]
+    header, first, second = (line.split() for line in lines[5:8])
+    names = "epoch LR train loss train acc val loss val acc seconds"
+    assert " ".join(header) == names
+    assert [first[0], second[0]] == ["1/2", "2/2"]
+    assert len({len(line) for line in lines[5:8]}) == 1
+    metrics = json.loads(Path("runs/run/metrics.json").read_text())
+    accuracy = f"{100 * metrics['val/acc']:.2f}"
+    assert second[2] == f"{metrics['train/loss']:.4f}"
+    assert second[6:8] == [accuracy, "%"]
+    for name in ("train accuracy", "val accuracy", "test accuracy", "images/s"):
+        assert output.count(name) == 1
+    assert f"val accuracy     {accuracy} %" in lines
+    assert lines[-3:] == [
+        f"report           {Path('runs/run/report.html')}",
+        "TensorBoard      tensorboard --logdir runs",
+        f"run folder       {Path('runs/run')}",
+    ]
+
+
+def test_layers_are_shown_where_they_are_asked_for(
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--data_dir", str(image_folder), "--fast_dev_run", "--show_layers"]
+    arguments += ["--batch_size", "32"]
+    code, output, _ = command(monkeypatch, capsys, *QUICK, *arguments)
+    assert code == 0
     assert output.count("Conv2d-1 ") == 1
-    assert output.count("Linear-29") == 1
-    for line in ("train accuracy", "val accuracy", "test accuracy", "images/s"):
-        assert output.count(line) == 1
-    assert "max LR           0.01\n" in output
-    assert output.rstrip().endswith("tensorboard --logdir runs")
-    assert "epoch 1/2" in progress
-    assert "6/6" in progress
+    assert output.index("Linear-29") < output.index("device   ")
 
 
 def test_divergence_is_one_line_and_exit_code_3(
@@ -406,6 +440,10 @@ def test_script_runs(image_folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
+    lines = done.stdout.splitlines()
+    meaning = "nothing is written, no figure means anything"
+    assert lines[0] == f"fast_dev_run: a trial of 1 batch; {meaning}"
+    assert lines[-1] == f"fast_dev_run: every stage works; {meaning}"
     assert "Traceback" not in done.stderr
     assert "arning" not in done.stderr
     assert not Path("runs").exists()

@@ -55,6 +55,7 @@ def test_it_cannot_be_changed_but_copied_with_another_value() -> None:
 
 def test_a_record_leaves_out_what_only_places_a_run() -> None:
     placing = {"output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run"}
+    placing.add("show_layers")
     assert asdict(Config()).keys() - Config().record().keys() == placing
     assert not placing & {*SHAPING}
 

@@ -114,6 +114,11 @@ class RunFolder:
         """The file with a row an epoch."""
         return self.path / "metrics.csv"
 
+    @property
+    def report(self) -> Path:
+        """The report on one page, if it could be written."""
+        return self.path / "report.html"
+
     def newest_checkpoints(self) -> list[Path]:
         """The checkpoints to go on from, in the order in which to try them.
 

@@ -19,7 +19,7 @@ from training.checkpoint import (
 from training.guard import Guard
 from training.history import History, TrainingClock
 from training.loggers import LoggerDetails, build_loggers
-from training.progress import RunProgressBar
+from training.progress import EpochTable, RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoardDetails
@@ -64,7 +64,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=0,  # everything is logged once an epoch
         enable_progress_bar=False,  # ours is among the callbacks
-        enable_model_summary=False,  # `show_start` shows the layers
+        enable_model_summary=False,  # `show_start` says what is trained
         deterministic=config.deterministic,
         sync_batchnorm=config.sync_batchnorm,
     )
@@ -84,11 +84,12 @@ def _build_callbacks(
         average = exponential_average(config.ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
     if config.fast_dev_run:
-        return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
+        guard = Guard(None, 0, history, run.newest_checkpoints)
+        return [*callbacks, history, EpochTable(history), guard]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             callbacks.append(TensorBoardDetails(logger, history))
-    callbacks += [LoggerDetails(history), history]
+    callbacks += [LoggerDetails(history), history, EpochTable(history)]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
     has_val = config.val_size and config.limit_val_batches
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
