@@ -63,12 +63,12 @@ def test_bars_tear_no_line_of_a_terminal(image_folder: Path) -> None:
     assert max(map(len, bars)) <= COLUMNS
     assert {"LR range test", "Training"} <= {bar.split(":")[0] for bar in bars}
     left = [whole.split("\r")[-1] for whole in lines]  # when all is drawn
-    assert not any("Training" in part or "LR range test:" in part for part in left)
+    assert not any("%|" in part for part in left)
     head = next(k for k, part in enumerate(left) if part.split()[:1] == ["epoch"])
     assert [part.split()[0] for part in left[head + 1 : head + 3]] == ["1/2", "2/2"]
     assert max(map(len, left[head : head + 3])) <= COLUMNS
     assert "max LR " in left[head - 1]
-    assert left[-2] == f"run folder       {Path('runs/run')}"
+    assert f"run folder       {Path('runs/run')}" in left
 
 
 def test_a_run_that_goes_on_says_from_where(

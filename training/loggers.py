@@ -89,11 +89,9 @@ def build_loggers(
         if name == "tensorboard":
             loggers.append(TensorBoard(run, _steps_logged(saved)))
         elif getattr(rank_zero_only, "rank", 0) == 0:
-            logger = BUILDERS[name](run, ids.get(name))
-            _open(logger, name)
+            loggers.append(_opened(name, run, ids.get(name)))
             if name not in ids:
-                logger.log_hyperparams(hyperparameters(config))
-            loggers.append(logger)
+                loggers[-1].log_hyperparams(hyperparameters(config))
     return loggers
 
 
@@ -144,10 +142,12 @@ BUILDERS: dict[str, Callable[[RunFolder, str | None], Logger]] = {
 }
 
 
-def _open(logger: Logger, name: str) -> None:
-    """Let W&B or MLflow begin its run."""
+def _opened(name: str, run: RunFolder, version: str | None) -> Logger:
+    """A logger that has begun its run, or goes on with it."""
     try:
+        logger = BUILDERS[name](run, version)
         _ = logger.experiment  # type: ignore[attr-defined]
+        return logger
     except Exception as error:  # of theirs, of a database, of the network
         raise InputError(
             f"--logger {name}: {one_line(error)}; put that right, or leave it out"
