@@ -6,7 +6,7 @@ fields of `Config`. A new flag is a new field.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import (
@@ -97,8 +97,8 @@ def whole(low: int, high: float = math.inf) -> Valid:
     return Valid(lambda value: low <= value <= high, f"a whole number, {ends}")
 
 
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+def _listed(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def is_batches(value: float) -> bool:

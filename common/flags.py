@@ -44,10 +44,10 @@ class Parser(ArgumentParser):
 
     known: Known
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Groups of flags, and examples of commands."""
         examples = "".join(f"  {example}\n" for example in self.known.examples)
-        return super().format_help() + (examples and f"\nexamples:\n{examples}")
+        return super().format_help(formatter) + (examples and f"\nexamples:\n{examples}")
 
     def parse_path(self, path: Any, *arguments: Any, **keywords: Any) -> Any:
         """Read a configuration file, which is UTF-8 on every machine."""
@@ -110,7 +110,7 @@ def parse(
     parser.known = known = Known(typing.get_type_hints(function), examples)
     parser.add_argument("--config", action="config", metavar="PATH")
     bare = _add_bare_arguments(parser, function)
-    parser.prog = " ".join([program, *(f"{name.upper()} ..." for name in bare)])
+    parser.prog = " ".join([program, *(f"{str(name).upper()} ..." for name in bare)])
     parser.usage = "%(prog)s [flags]"
     _add_flags(parser, function, bare)
     _put_into_words(parser, function)

@@ -4,7 +4,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -110,7 +110,7 @@ def _no_file(known: Known, path: str) -> str:
     )
 
 
-EXPLANATIONS = {
+EXPLANATIONS: dict[str, Callable[..., str]] = {
     r'Parser key "(\w+)".*(?:Got|Given) value: (.*)': _wrong,
     r"unrecognized arguments: (-\S*)": _unknown,
     r"unrecognized arguments: (\S+)": _stray,
