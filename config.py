@@ -6,7 +6,7 @@ fields of `Config`. A new flag is a new field.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import (
@@ -35,6 +35,7 @@ Asked = Literal["auto", "cifar10", "folder", "synthetic"]
 PaddingMode = Literal["constant", "reflect"]
 Flip = Literal["none", "random", "alternate"]
 Tta = Literal["none", "flip", "views"]  # test-time augmentation
+Logger = Literal["tensorboard", "wandb", "mlflow", "csv", "none"]
 
 IMAGE_SIZE = 32  # pixels a side
 DEFAULT_DIR = "data"  # where CIFAR-10 is downloaded to where nothing is said
@@ -78,10 +79,16 @@ def option(
     shapes: bool = False,
     reason: str = "",
     places: bool = False,
+    section: str = "",
 ) -> Value:
-    """A field of `Config`: its default and its `Marks`."""
-    marks = Marks(valid, shapes, reason, places)
-    made: Value = field(default=default, metadata={"marks": marks})
+    """A field of `Config`: its default and its `Marks`.
+
+    `section` is the title in the help above it and those after it.
+    """
+    metadata: dict[str, Any] = {"marks": Marks(valid, shapes, reason, places)}
+    metadata |= {"section": section} if section else {}
+    metadata |= {"words": valid.words} if valid else {}
+    made: Value = field(default=default, metadata=metadata)
     return made
 
 
@@ -89,6 +96,10 @@ def whole(low: int, high: float = math.inf) -> Valid:
     """A whole number in a range, with both ends."""
     ends = f"at least {low}" if high == math.inf else f"from {low} to {high:.0f}"
     return Valid(lambda value: low <= value <= high, f"a whole number, {ends}")
+
+
+def _listed(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def is_batches(value: float) -> bool:
@@ -122,6 +133,10 @@ COUNT = Valid(
 NETWORK = Valid(
     lambda value: value in NETWORKS, f"a name in networks.py ({', '.join(NETWORKS)})"
 )
+LOGGERS = Valid(
+    lambda value: {*_listed(value)} <= {*get_args(Logger)},
+    f"{', '.join(get_args(Logger))}, or a list such as [tensorboard, csv]",
+)
 SWITCH_OR_NUMBER = Valid(lambda value: value >= 0, "true, false or a number of batches")
 
 
@@ -133,7 +148,7 @@ class Config:
         InputError: A value is out of its range, or two contradict each other.
     """
 
-    accelerator: Accelerator = "auto"
+    accelerator: Accelerator = option("auto", section="hardware")
     """What trains; auto takes a GPU where there is one."""
     devices: int | str = option(1, DEVICES)
     """Number of devices, a list of GPUs such as 0,1, or auto for all."""
@@ -146,19 +161,20 @@ class Config:
     max_epochs: int = option(
         24,
         whole(1),
+        section="training",
         shapes=True,
         reason="one cycle has one length, so it cannot be made longer",
     )
     """Length of the training in epochs."""
     batch_size: int = option(256, whole(1), shapes=True)
     """Images in a batch, shared out among the devices."""
-    lr: float | Literal["auto"] = option("auto", RATE)
+    lr: float | Literal["auto"] = option("auto", RATE, section="learning rate")
     """Maximum learning rate of the one cycle; auto finds it by a range test."""
     lr_steps: int = option(100, whole(MIN_LR_STEPS))
     """Length of the range test in steps."""
     lr_finder: Finder = "lightning"
     """Package that runs the range test."""
-    weight_decay: float = option(0.3, NOT_NEGATIVE, shapes=True)
+    weight_decay: float = option(0.3, NOT_NEGATIVE, shapes=True, section="training")
     """Decoupled weight decay, per step and unit of learning rate."""
     label_smoothing: float = option(0.2, BELOW_ONE, shapes=True)
     """Share of each target that is spread over all classes."""
@@ -170,7 +186,7 @@ class Config:
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
     """Seed of weights, split, order and augmentation."""
-    data: Asked = "auto"
+    data: Asked = option("auto", section="images")
     """Images: CIFAR-10, a folder of images, drawn shapes; auto by the folder."""
     data_dir: str | Path = DEFAULT_DIR
     """Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/."""
@@ -179,7 +195,9 @@ class Config:
     val_size: int | Literal["auto"] = option("auto", COUNT, shapes=True)
     """Training images held out; auto is val/, or 5000, or a tenth of few."""
     # A border that reflects the image reaches no further than the image.
-    crop_padding: int = option(4, whole(0, IMAGE_SIZE - 1), shapes=True)
+    crop_padding: int = option(
+        4, whole(0, IMAGE_SIZE - 1), shapes=True, section="augmentation"
+    )
     """Border for the random crop in pixels; 0 for no crop."""
     padding_mode: PaddingMode = option("reflect", shapes=True)
     """What the border shows: black, or the image reflected."""
@@ -187,15 +205,15 @@ class Config:
     """Mirror training images at random, or every image in every other epoch."""
     cutout: int = option(8, whole(0, IMAGE_SIZE), shapes=True)
     """Side of the cutout square in pixels; 0 for none."""
-    tta: Tta = "none"
+    tta: Tta = option("none", section="results")
     """Test also on each image and its mirror image, or on six views of it."""
-    output_dir: str | Path = option("runs", places=True)
+    output_dir: str | Path = option("runs", places=True, section="run folder")
     """Folder of all runs."""
     name: str | None = option(None, places=True)
     """Name of this run's folder; null for time and seed."""
     overwrite: bool = option(False, places=True)
     """Replace the run that is in the folder."""
-    ckpt_path: str | Path | None = option(None, places=True)
+    ckpt_path: str | Path | None = option(None, places=True, section="resume")
     """Checkpoint to go on from, or last for the run's newest."""
     init_from: str | Path | None = option(
         None, shapes=True, reason="weights are taken once, at its start"
@@ -203,9 +221,15 @@ class Config:
     """Trained weights to begin with: of export.py, or a checkpoint."""
     ckpt_every_n_steps: int = option(0, whole(0))
     """Save a checkpoint also every so many steps; 0 for not."""
-    report: bool = True
+    report: bool = option(True, section="results")
     """Write report.html at the end."""
-    fast_dev_run: bool | int = option(False, SWITCH_OR_NUMBER, places=True)
+    logger: Logger | list[Logger] = option("tensorboard", LOGGERS)
+    """Where curves and pictures go, beside the run folder."""
+    show_layers: bool = option(False, places=True)
+    """Show the table of layers at the start."""
+    fast_dev_run: bool | int = option(
+        False, SWITCH_OR_NUMBER, places=True, section="quick tries"
+    )
     """Try everything on one batch, or so many, and write nothing."""
     limit_train_batches: int | float = option(1.0, SOME_BATCHES, shapes=True)
     """Batches an epoch: a number, or a share such as 0.1."""
@@ -213,7 +237,7 @@ class Config:
     """Validation batches, likewise; 0 for none."""
     limit_test_batches: int | float = option(1.0, ANY_BATCHES)
     """Test batches, likewise; 0 for no test and no report."""
-    deterministic: bool = False
+    deterministic: bool = option(False, section="hardware")
     """Use only algorithms that repeat bit for bit; slower on a GPU."""
     compile: bool = False
     """Compile the network with torch.compile; pays in long runs."""
@@ -226,6 +250,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 value = value.item()
+            if isinstance(value, tuple):
+                value = list(value)
             if name in PATHS and value is not None:
                 value = str(expanded(value))
             object.__setattr__(self, name, value)  # it is frozen
@@ -235,6 +261,10 @@ class Config:
             raise InputError(
                 "--overwrite and --ckpt_path contradict each other; give one of them"
             )
+
+    def loggers(self) -> list[str]:
+        """The loggers, each once."""
+        return [name for name in dict.fromkeys(_listed(self.logger)) if name != "none"]
 
     def record(self) -> dict[str, Any]:
         """What config.yaml holds: all fields but those that only place the run."""

@@ -27,7 +27,6 @@ from analysis.results import log_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
 from config import Config, configured
-from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
@@ -35,6 +34,7 @@ from machine.hardware import Hardware, check_compiler, choose_hardware
 from training.checks import check_images, check_processes
 from training.fine_tuning import starting_weights
 from training.history import COLUMNS, History, TrainingClock
+from training.loggers import check_loggers, end_loggers
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
     Checkpoint,
@@ -43,7 +43,7 @@ from training.resume import (
     read_newest,
 )
 from training.run_folder import RunFolder
-from training.terminal import show_end, show_start
+from training.terminal import show_end, show_lr, show_start
 from training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, 
         config.precision,
     )
     check_processes(config, hardware.world_size, hardware.device.type)
+    check_loggers(config)
     if config.compile:
         check_compiler(hardware.device)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
@@ -117,9 +118,9 @@ def train_in(
     """
     is_trial = bool(config.fast_dev_run)
     checkpoint, saved = find_checkpoint(run, config)
-    origin = None
+    trained = None
     if config.init_from is not None and saved is None:
-        origin = read_trained(Path(config.init_from), flag="init_from")
+        trained = read_trained(Path(config.init_from), flag="init_from")
     images = load_images(config)
     config = replace(
         config,
@@ -132,11 +133,16 @@ def train_in(
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
     weights = None
-    if origin is not None:
-        weights = starting_weights(origin, config, images.classes)
+    if trained is not None:
+        weights = starting_weights(trained, config, images.classes)
     if not is_trial:
         run.create()
-    lr, test = settle_lr(config, images, hardware, saved, weights)
+    trial = replace(config, lr=FAST_DEV_LR, compile=False)
+    spent = build_module(trial, images, weights)
+    step = saved["global_step"] if saved else 0
+    show_start(config, hardware, images, spent.net, step)
+    lr, test = settle_lr(config, images, hardware, saved, spent)
+    show_lr(lr, origin_of_lr(config, saved))
     config = replace(config, lr=lr)
     module = build_module(config, images, weights)
     if not is_trial:
@@ -145,7 +151,6 @@ def train_in(
     trainer = build_trainer(
         config, hardware, run, images, history, clock, saved, callbacks
     )
-    show_start(layer_table(module.net), str(images), config)
     if not is_trial:
         write_start(run, trainer, config, test)
     origin = provenance.circumstances(hardware)  # now: files may change
@@ -165,8 +170,8 @@ def train_in(
         write_end(run, trainer, config, metrics, history.rows)
         if config.report and config.limit_test_batches:
             write_report(run, trainer, images)
-        trainer.loggers[0].finalize("success")
-    show_end(metrics, images, None if is_trial else run.path)
+        end_loggers(trainer.loggers)
+    show_end(metrics, images, config, run)
     return metrics
 
 
@@ -235,17 +240,18 @@ def settle_lr(
     images: CIFAR10DataModule,
     hardware: Hardware,
     saved: Checkpoint | None,
-    weights: dict[str, Tensor] | None = None,
+    spent: LitCustomResNet,
 ) -> tuple[float, RangeTest | None]:
-    """The maximum LR: the checkpoint's, the user's, or the pick of a range test."""
+    """The maximum LR: the checkpoint's, the user's, or the pick of a range test.
+
+    The test is what the module `spent` is for.
+    """
     if saved is not None:
         return saved["config"]["lr"], None
     if config.lr != "auto":
         return config.lr, None
     if config.fast_dev_run:
         return FAST_DEV_LR, None
-    throw_away = replace(config, lr=FAST_DEV_LR, compile=False)
-    spent = build_module(throw_away, images, weights)
     as_the_run = {
         "deterministic": config.deterministic,
         "sync_batchnorm": config.sync_batchnorm,
@@ -258,6 +264,15 @@ def settle_lr(
         hardware.arguments | as_the_run,
     )
     return test.lr, test
+
+
+def origin_of_lr(config: Config, saved: Checkpoint | None) -> str:
+    """Where `settle_lr` has the rate from, in words."""
+    if saved is not None:
+        return "that of the checkpoint"
+    if config.lr != "auto":
+        return "as given"
+    return "for a trial" if config.fast_dev_run else "found by the LR range test"
 
 
 def build_module(

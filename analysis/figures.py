@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -35,6 +36,13 @@ def own_style(settings: dict[Any, Any] | None = None) -> Iterator[None]:
     """
     with matplotlib.style.context(["default", settings or {}]):
         yield
+
+
+def rendered(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as loggers take it: uint8 (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def lr_finder_figure(test: RangeTest) -> Figure:

@@ -1,10 +1,9 @@
-"""Results of a run: figures, pictures and report, in the folder and in TensorBoard."""
+"""Results of a run: figures, pictures and report, in the folder and in its loggers."""
 
 import logging
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from analysis import report
@@ -17,16 +16,23 @@ from analysis.figures import (
     own_style,
     per_class_figure,
     reliability_figure,
+    rendered,
 )
 from common.errors import InputError, show_traceback
-from config import SHAPING, Config
+from config import Config
 from datamodule import CIFAR10DataModule
-from lightning_module import LitCustomResNet
+from lightning_module import WITH_TTA, LitCustomResNet
 from training.history import Row
+from training.loggers import hyperparameters, log_picture
 from training.lr_finder import RangeTest
 from training.run_folder import RunFolder
+from training.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
+
+# Metrics in the order in which to look at them.
+RANKED = ("test/acc", *WITH_TTA, "val/acc", "train/acc", "test/loss", "val/loss")
+RANKED += ("train/loss",)
 
 
 @rank_zero_only
@@ -39,7 +45,7 @@ def write_start(
     if test is not None:
         figure = lr_finder_figure(test)
         figure.savefig(run.path / "lr_finder.png", dpi=150)
-        _logger(trainer).experiment.add_figure("lr_finder", figure)
+        log_picture(trainer.loggers, "lr_finder", rendered(figure), 0)
 
 
 @rank_zero_only
@@ -54,22 +60,17 @@ def write_end(
     """Write the final figures, for people, programs and TensorBoard."""
     run.write_metrics(metrics)
     curves_figure(rows).savefig(run.path / "curves.png", dpi=150)
-    final = {
-        f"final/{name}": value
-        for name, value in metrics.items()
-        if "/" in name and value is not None
-    }
-    logger = _logger(trainer)
-    values = config.record()
-    shaping = {flag: values[flag] for flag in ("lr", "precision", "data", *SHAPING)}
-    logger.log_hyperparams(shaping, final, step=trainer.global_step)
+    final = [name for name in RANKED if metrics.get(name) is not None]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.log_results(hyperparameters(config), final)
 
 
 @rank_zero_only
 def write_report(
     run: RunFolder, trainer: pl.Trainer, images: CIFAR10DataModule
 ) -> None:
-    """Evaluate the test images once more, for report.html and for TensorBoard.
+    """Evaluate the test images once more, for report.html and for the loggers.
 
     The training is done and saved: what goes wrong here is a line in the log.
     """
@@ -87,10 +88,10 @@ def write_report(
 @rank_zero_only
 @own_style()
 def log_confusion(trainer: pl.Trainer, module: LitCustomResNet) -> None:
-    """Show TensorBoard the confusion matrix of the test set."""
+    """Show the loggers the confusion matrix of the test set."""
     figure = confusion_figure(module.confusion, module.hparams["classes"])
-    tag = "test/confusion"
-    _logger(trainer).experiment.add_figure(tag, figure, trainer.global_step)
+    picture, step = rendered(figure), trainer.global_step
+    log_picture(trainer.loggers, "test/confusion", picture, step)
 
 
 @own_style()
@@ -101,10 +102,5 @@ def _log_pictures(trainer: pl.Trainer, evaluation: Evaluation) -> None:
     }
     if evaluation.mistakes:
         pictures["test/mistakes"] = mistakes_figure(evaluation.mistakes)
-    for tag, figure in pictures.items():
-        _logger(trainer).experiment.add_figure(tag, figure, trainer.global_step)
-
-
-def _logger(trainer: pl.Trainer) -> TensorBoardLogger:
-    assert isinstance(trainer.logger, TensorBoardLogger)
-    return trainer.logger
+    for name, figure in pictures.items():
+        log_picture(trainer.loggers, name, rendered(figure), trainer.global_step)

@@ -6,7 +6,6 @@ on those that are not held out, and the network of its last epoch is tested once
 """
 
 import contextlib
-import io
 import logging
 import subprocess
 import sys
@@ -34,6 +33,8 @@ PROTOCOL: dict[str, Any] = {
     "overwrite": True,
     "ckpt_path": None,
     "report": False,
+    "logger": "tensorboard",
+    "show_layers": False,
     "fast_dev_run": False,
     "limit_val_batches": 1.0,
 }
@@ -154,9 +155,9 @@ def warm_up(config: Config) -> None:
 
 
 def quietly_train(config: Config) -> dict[str, Any]:
-    """Call `train` without what it prints; its progress is on stderr."""
+    """Call `train`, and leave standard output to others: what it prints is progress."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(sys.stderr):
             return train(**asdict(config))
     except StoppedError as stop:
         message = f"stopped by {stop.name}; the same command goes on with this run anew"

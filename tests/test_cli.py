@@ -1,5 +1,7 @@
 """The command line: flags, help, and one line for each wrong input."""
 
+import importlib
+import json
 import pickle
 import re
 import subprocess
@@ -12,6 +14,7 @@ import torch
 import yaml
 
 from common import cli
+from common.errors import InputError
 from config import Config
 from run_files import Payload
 from train import main
@@ -39,14 +42,19 @@ def command(
 
 SYNTHETIC = ["--data", "synthetic"]
 WRONG = {
-    "unknown flag": (["--warp", "9"], "unrecognized arguments: --warp 9"),
-    "positional": (["gpu"], "unrecognized arguments: gpu"),
-    "missing value": (["--batch_size"], "--batch_size"),
+    "unknown flag": (["--warp", "9"], "unknown flag --warp; see --help"),
+    "positional": (["gpu"], "'gpu' belongs to no flag; see --help"),
+    "mistyped": (
+        ["--max_epoch", "3"],
+        "unknown flag --max_epoch; did you mean --max_epochs?\n",
+    ),
+    "mistyped with =": (["--epochs=3"], "--epochs; did you mean --max_epochs?\n"),
+    "missing value": (["--batch_size"], "--batch_size needs a value: a whole n"),
     "wrong type": (["--batch_size", "many"], "--batch_size must be a whole number"),
     "broken number": (["--batch_size", "1.5"], "got '1.5'"),
-    "accelerator": (["--accelerator", "warp"], "'cpu' or 'gpu'"),
-    "precision": (["--precision", "7"], "--precision must be 'auto' or '32-true'"),
-    "data": (["--data", "nosuch"], "--data must be 'auto' or 'cifar10' or 'folder'"),
+    "accelerator": (["--accelerator", "warp"], "must be auto, cpu, gpu, cuda,"),
+    "precision": (["--precision", "7"], "--precision must be auto, 32-true, 16-mi"),
+    "data": (["--data", "nosuch"], "--data must be auto, cifar10, folder or syn"),
     "finder": (["--lr_finder", "dice"], "--lr_finder must be"),
     "fp16 on CPU": (
         ["--precision", "16-mixed", *QUICK],
@@ -63,10 +71,10 @@ WRONG = {
         "--batch_size 4501 is more than the 4500 training images, 500 held out; give",
     ),
     "lr 0": (["--lr", "0"], "--lr must be a finite number above 0, or auto, got 0"),
-    "lr nan": (["--lr", "nan"], "--lr must be a number or 'auto', got 'nan'"),
-    "lr inf": (["--lr", "inf"], "--lr must be a number or 'auto', got 'inf'"),
+    "lr nan": (["--lr", "nan"], "--lr must be a number or auto, got 'nan'"),
+    "lr inf": (["--lr", "inf"], "--lr must be a number or auto, got 'inf'"),
     "lr -1": (["--lr", "-1"], "--lr must be a finite number above 0"),
-    "lr word": (["--lr", "high"], "--lr must be a number or 'auto', got 'high'"),
+    "lr word": (["--lr", "high"], "--lr must be a number or auto, got 'high'"),
     "lr steps": (["--lr_steps", "5"], "--lr_steps must be a whole number, at least 40"),
     "devices": (["--devices", "0"], "--devices must be at least 1"),
     "minus devices": (["--devices", "-2"], "--devices must be at least 1"),
@@ -90,7 +98,7 @@ WRONG = {
         "--limit_test_batches 0.1 of 4 batches is less than one; give at least 0.25",
     ),
     "no batches": (["--limit_train_batches", "0"], "--limit_train_batches must be"),
-    "no config": (["--config", "nosuch.yaml"], "nosuch.yaml"),
+    "no config": (["--config", "nosuch.yaml"], "nosuch.yaml: no such file; give"),
     "name": (["--name", "a/b"], "--name 'a/b' is not the name of a folder"),
     "name up": (["--name", ".."], "--name '..' is not the name of a folder"),
     "both": (["--overwrite", "--ckpt_path", "last"], "contradict each other"),
@@ -207,7 +215,10 @@ def test_unwritable_output_folder(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("batch_sise: 3", "batch_sise"),
+        (
+            "batch_sise: 3",
+            "--config: unknown flag batch_sise; did you mean batch_size?",
+        ),
         ("batch_size: many", "--batch_size must be a whole number"),
         ("lr: .nan", "--lr must be a finite number above 0, or auto, got nan"),
         ("[1, 2]", "config"),
@@ -250,9 +261,8 @@ def test_a_name_in_a_configuration_needs_no_quotes() -> None:
         Path("my.yaml").write_text(f"seed: 1\n{empty}\n")
         assert cli.parse(Config, ["--config", "my.yaml"])["name"] is None
     Path("my.yaml").write_bytes("name: Übung".encode("latin-1"))
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(InputError, match="utf-8"):
         cli.parse(Config, ["--config", "my.yaml"])
-    assert end.value.code == 2
 
 
 def test_paths_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -285,11 +295,57 @@ def test_help_explains_every_flag_with_its_default(
     with pytest.raises(SystemExit) as end:
         cli.parse(Config, ["--help"])
     assert end.value.code == 0
-    help_text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    sections = re.findall("^([a-z ]+):$", printed, re.M)
+    assert sections == [
+        *("options", "hardware", "training", "learning rate", "images"),
+        *("augmentation", "results", "run folder", "resume", "quick tries"),
+    ]
+    help_text = " ".join(printed.split())
     for flag in cli.parse(Config, []):
         assert f"--{flag}" in help_text
     assert help_text.count("default: ") == len(cli.parse(Config, []))
     assert "Maximum learning rate of the one cycle" in help_text
+    assert help_text.count("torch-lr-finder") == 1  # choices, once
+    for of_python in ("Literal", "Union", "int", "str", "bool", "None"):
+        assert not re.search(rf"\b{of_python}\b", help_text)
+
+
+PROGRAMS = {
+    path.stem: path.parent.name
+    for path in (*PROJECT.glob("*.py"), *PROJECT.glob("benchmarks/*.py"))
+    if "cli.run(" in path.read_text(encoding="utf-8")
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_has_help_in_words_with_an_example(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = "benchmarks." if PROGRAMS[name] == "benchmarks" else ""
+    function = getattr(importlib.import_module(package + name), name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(f"{name}.py", function, flags=Config if name == "train" else None)
+    assert not end.value.code
+    options, examples = capsys.readouterr().out.split("\nexamples:\n")
+    assert max(map(len, options.splitlines())) <= 80
+    assert f"{name}.py" in examples
+    assert not re.search("Literal|Union|NoneType|<class", options)
+
+
+def test_a_missing_argument_is_named_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict.py"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("predict").main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "predict.py: error: images missing; give at least one, as in: python "
+        "predict.py cat.jpg photos/ --ckpt_path runs/NAME/checkpoints/last.ckpt\n"
+    )
 
 
 def test_printed_configuration_is_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,27 +355,60 @@ def test_printed_configuration_is_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert config == cli.parse(Config, ["--batch_size", "64"])
 
 
-def test_terminal_shows_layers_and_results(
+def test_in_a_pipe_there_are_plain_lines_from_plan_to_report(
     image_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, output, progress = command(
+    code, output, errors = command(
         monkeypatch,
         capsys,
         *QUICK,
         *("--data_dir", str(image_folder), "--batch_size", "32", "--max_epochs", "2"),
         *("--lr", "0.01", "--name", "run", "--precision", "32-true"),
     )
-    assert code == 0, progress
+    assert (code, errors) == (0, "")
+    assert not re.search(r"[^\n -~]", output)
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("device   ")
+    assert lines[0].endswith(" threads, 32-true")
+    assert lines[1:5] == [
+        "images   own: 108 training, 12 validation, 30 test, 3 classes",
+        "network  CustomResNet, 26,116 parameters",
+        "plan     2 epochs of 3 steps, batches of 32",
+        "max LR   0.01, as given",
+    ]
+    header, first, second = (line.split() for line in lines[5:8])
+    names = "epoch LR train loss train acc val loss val acc seconds"
+    assert " ".join(header) == names
+    assert [first[0], second[0]] == ["1/2", "2/2"]
+    assert len({len(line) for line in lines[5:8]}) == 1
+    metrics = json.loads(Path("runs/run/metrics.json").read_text())
+    accuracy = f"{100 * metrics['val/acc']:.2f}"
+    assert second[2] == f"{metrics['train/loss']:.4f}"
+    assert second[6:8] == [accuracy, "%"]
+    for name in ("train accuracy", "val accuracy", "test accuracy", "images/s"):
+        assert output.count(name) == 1
+    assert f"val accuracy     {accuracy} %" in lines
+    assert lines[-3:] == [
+        f"report           {Path('runs/run/report.html')}",
+        "TensorBoard      tensorboard --logdir runs",
+        f"run folder       {Path('runs/run')}",
+    ]
+
+
+def test_layers_are_shown_where_they_are_asked_for(
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--data_dir", str(image_folder), "--fast_dev_run", "--show_layers"]
+    arguments += ["--batch_size", "32"]
+    code, output, _ = command(monkeypatch, capsys, *QUICK, *arguments)
+    assert code == 0
     assert output.count("Conv2d-1 ") == 1
-    assert output.count("Linear-29") == 1
-    for line in ("train accuracy", "val accuracy", "test accuracy", "images/s"):
-        assert output.count(line) == 1
-    assert "max LR           0.01\n" in output
-    assert output.rstrip().endswith("tensorboard --logdir runs")
-    assert "epoch 1/2" in progress
-    assert "6/6" in progress
+    assert output.index("Linear-29") < output.index("device   ")
 
 
 def test_divergence_is_one_line_and_exit_code_3(
@@ -351,6 +440,10 @@ def test_script_runs(image_folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
+    lines = done.stdout.splitlines()
+    meaning = "nothing is written, no figure means anything"
+    assert lines[0] == f"fast_dev_run: a trial of 1 batch; {meaning}"
+    assert lines[-1] == f"fast_dev_run: every stage works; {meaning}"
     assert "Traceback" not in done.stderr
     assert "arning" not in done.stderr
     assert not Path("runs").exists()

@@ -55,6 +55,7 @@ def test_it_cannot_be_changed_but_copied_with_another_value() -> None:
 
 def test_a_record_leaves_out_what_only_places_a_run() -> None:
     placing = {"output_dir", "name", "overwrite", "ckpt_path", "fast_dev_run"}
+    placing.add("show_layers")
     assert asdict(Config()).keys() - Config().record().keys() == placing
     assert not placing & {*SHAPING}
 
@@ -84,7 +85,7 @@ def test_every_field_is_a_flag_with_an_explanation(
         cli.parse(Config, ["--help"])
     options = " ".join(capsys.readouterr().out.split()).split("options: ")[1]
     for field in fields(Config):
-        explained = re.search(rf" --{field.name} (.*?) \(type: ", options)
+        explained = re.search(rf" --{field.name} \S+ (.*?) \([^(]+; default: ", options)
         assert explained is not None, field.name
         assert len(explained[1].split()) > 2, field.name
 

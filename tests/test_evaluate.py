@@ -126,7 +126,7 @@ def test_the_default_weights(
         (("--ckpt_path", "good.ckpt", "--data_dir", "torn"), "no image"),
         (("--ckpt_path", "good.ckpt", "--split_dir", "gone"), "gone: no such folder"),
         (("--batch_size", "0"), "--batch_size must be a whole number, at least 1"),
-        (("--tta", "turn"), "--tta must be 'none' or 'flip' or 'views', got 'turn'"),
+        (("--tta", "turn"), "--tta must be none, flip or views, got 'turn'"),
         (("--precision", "16-mixed"), "--precision 16-mixed needs a GPU"),
     ],
 )

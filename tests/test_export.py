@@ -172,7 +172,7 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WRONG = {
     "no format": ([], "the following arguments are required: format"),
-    "format": (["--format", "coreml"], "--format must be 'onnx' or 'torch' or"),
+    "format": (["--format", "coreml"], "--format must be onnx, torch, "),
     "no checkpoint": (
         ["--format", "onnx", "--ckpt_path", "nosuch"],
         "--ckpt_path nosuch: no such file; give a checkpoint that train.py",

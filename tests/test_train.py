@@ -13,6 +13,7 @@ import torch
 import yaml
 from pytorch_lightning import Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from common import cli
 from common.errors import DivergedError, InputError
@@ -178,19 +179,23 @@ def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
 
 def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
     metrics = quick_train(lr="auto", lr_steps=40)
-    events = EventAccumulator("runs/run", {"images": 0, "scalars": 0, "graph": 0})
     scalars: dict[str, list[Any]] = {}
     images: set[str] = set()
     graphs = 0
     hparams = []
-    for path in sorted(Path("runs/run").glob("events.out.tfevents.*")):
+    folder = Path("runs/run")
+    for path in sorted(folder.rglob("events.out.tfevents.*")):
+        part = path.parent.name
         events = EventAccumulator(str(path), {"images": 0, "scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
-            scalars.setdefault(tag, []).extend(events.Scalars(tag))
+            name = tag if path.parent == folder else f"{part}:{tag}"
+            scalars.setdefault(name, []).extend(events.Scalars(tag))
         images |= set(events.Tags()["images"])
         graphs += bool(events.Tags()["graph"])
         hparams += [
-            tag for tag in events.summary_metadata if tag.startswith("_hparams_")
+            HParamsPluginData.FromString(metadata.plugin_data.content)
+            for tag, metadata in events.summary_metadata.items()
+            if tag.startswith("_hparams_")
         ]
     assert images == {
         *("images/augmented", "lr_finder", "test/confusion"),
@@ -201,14 +206,26 @@ def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
     assert max(event.value for event in scalars["lr"]) == pytest.approx(
         metrics["max_lr"], rel=0.4
     )
-    for split in ("train", "val"):
-        assert [event.step for event in scalars[f"{split}/acc"]] == [2, 5]
-        final = scalars[f"{split}/loss"][-1].value
-        assert final == pytest.approx(metrics[f"{split}/loss"])
-    assert scalars["test/acc"][-1].value == pytest.approx(metrics["test/acc"])
-    assert scalars["final/test/acc"][-1].value == pytest.approx(metrics["test/acc"])
-    assert "hp_metric" not in scalars
-    assert len(hparams) == 3  # experiment, start and end of the session
+    # No chart has a single point: the test is one in the charts of the epochs.
+    assert set(scalars) == {
+        "lr",
+        *(
+            f"{split}:curves/{key}"
+            for split in ("train", "val", "test")
+            for key in ("loss", "acc")
+        ),
+    }
+    for split, steps in (("train", [2, 5]), ("val", [2, 5]), ("test", [6])):
+        assert [event.step for event in scalars[f"{split}:curves/acc"]] == steps
+        for key in ("loss", "acc"):
+            final = scalars[f"{split}:curves/{key}"][-1].value
+            assert final == pytest.approx(metrics[f"{split}/{key}"])
+    experiment, _, _ = hparams  # and start and end of the session
+    first = experiment.experiment.metric_infos[0]
+    assert (first.display_name, first.name.group, first.name.tag) == (
+        *("test/acc", "test"),
+        "curves/acc",
+    )
 
 
 def test_fast_dev_run_tries_everything_and_writes_nothing(quick_train: Train) -> None:

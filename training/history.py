@@ -1,13 +1,11 @@
 """The history of a run: a row of metrics an epoch, and the time that it took."""
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
-from tqdm import tqdm
 
 from common.files import replacing
 from machine.provenance import now
@@ -17,7 +15,7 @@ Row = dict[str, float]  # of metrics.csv: epoch, step, lr and what there is of `
 
 
 class History(Checkpoint):
-    """A row of metrics an epoch: on the terminal, in the checkpoint, in `metrics.csv`.
+    """A row of metrics an epoch, in the checkpoint and in `metrics.csv`.
 
     As it travels with the checkpoint, the file is complete after a resume. It is a
     `Checkpoint` because Lightning calls those, in their given order, after the module
@@ -53,12 +51,8 @@ class History(Checkpoint):
         metrics = trainer.callback_metrics
         row |= {name: metrics[name].item() for name in COLUMNS if name in metrics}
         self.rows.append(row)
-        if trainer.is_global_zero:
-            shown = [f"{name} {row[name]:.4f}" for name in COLUMNS if name in row]
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            tqdm.write("  ".join([epoch, *shown]), file=sys.stderr)
-            if self.path is not None:
-                self._write(self.path)
+        if trainer.is_global_zero and self.path is not None:
+            self._write(self.path)
 
     def _write(self, path: Path) -> None:
         with replacing(path, "w") as file:

@@ -9,7 +9,9 @@ report.html            all of it on one page, written last
 checkpoints/last.ckpt  the last finished epoch
 checkpoints/step.ckpt  within an epoch: at a signal, or every so many steps
 checkpoints/best.ckpt  the best one by val/acc, if anything is held out
-events.out.tfevents.*  for TensorBoard
+events.out.tfevents.*  for TensorBoard, also in train/, val/ and test/
+csv/version_0/         of Lightning's CSVLogger, if there is one
+wandb/                 of Weights & Biases, likewise
 """
 
 import contextlib
@@ -43,6 +45,7 @@ FILES = (
     "checkpoints/step.ckpt",
     "checkpoints/best.ckpt",
 )
+OF_LOGGERS = ("events.out.tfevents.*", "*/events.out.tfevents.*", "csv/version_*/*")
 
 
 class RunFolder:
@@ -110,6 +113,11 @@ class RunFolder:
     def metrics_csv(self) -> Path:
         """The file with a row an epoch."""
         return self.path / "metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report on one page, if it could be written."""
+        return self.path / "report.html"
 
     def newest_checkpoints(self) -> list[Path]:
         """The checkpoints to go on from, in the order in which to try them.
@@ -205,7 +213,8 @@ class RunFolder:
             remove_leftovers(self.path)
             remove_leftovers(self.checkpoints)
             old = [self.path / file for file in FILES]
-            old += self.path.glob("events.out.tfevents.*")
+            for pattern in OF_LOGGERS:
+                old += self.path.glob(pattern)
             for path in old if overwrite else ():
                 path.unlink(missing_ok=True)
         except OSError as error:

@@ -1,25 +1,98 @@
-"""What TensorBoard shows of a training beside its metrics."""
+"""TensorBoard's logger, and what it shows of a training beside its metrics."""
 
 import functools
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard._pytorch_graph import graph
-from torchvision.utils import make_grid
+from torch.utils.tensorboard.summary import hparams
 
 from config import IMAGE_SIZE
 from networks import build_network
 from training.history import History
+from training.run_folder import RunFolder
 
-GRID_IMAGES = 64  # augmented training images
+
+class TensorBoard(TensorBoardLogger):
+    """Draws training, validation and test into the same charts.
+
+    A chart of TensorBoard's shows one tag of several runs, so `val/acc` becomes the tag
+    `curves/acc` of the run `NAME/val`, as in Keras. All else is in the run `NAME`.
+
+    Args:
+        run: The run folder.
+        purge_step: From where on to forget what an interrupted run has logged.
+    """
+
+    def __init__(self, run: RunFolder, purge_step: int) -> None:
+        self.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
+        super().__init__(
+            run.path, "", "", default_hp_metric=False, purge_step=purge_step
+        )
+        self.writers: dict[str, SummaryWriter] = {}
+
+    @rank_zero_only
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int | None = None
+    ) -> None:
+        """Add a point to each curve; the epoch, which goes with the step, is none."""
+        for name, value in metrics.items():
+            if "/" in name:
+                part, tag = place(name)
+                if part not in self.writers:
+                    folder = Path(self.log_dir) / part
+                    self.writers[part] = SummaryWriter(folder, **self._kwargs)
+                self.writers[part].add_scalar(tag, value, step)
+
+    @rank_zero_only
+    def log_results(self, params: dict[str, Any], metrics: list[str]) -> None:
+        """List the run among others, with the last value of metrics that are logged."""
+        experiment, start, end = hparams(params, dict.fromkeys(metrics, 0.0))
+        plugin = experiment.value[0].metadata.plugin_data
+        data = HParamsPluginData.FromString(plugin.content)
+        for info in data.experiment.metric_infos:
+            info.display_name = info.name.tag
+            info.name.group, info.name.tag = place(info.name.tag)
+        plugin.content = data.SerializeToString()
+        for summary in (experiment, start, end):
+            self.experiment._get_file_writer().add_summary(summary)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write all to the files."""
+        super().save()
+        for writer in self.writers.values():
+            writer.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write all to the files, and close them."""
+        super().finalize(status)
+        for writer in self.writers.values():
+            writer.close()
+
+
+def place(metric: str) -> tuple[str, str]:
+    """Where a metric is drawn: the run below the run, and the tag.
+
+    `test/acc_tta` is a point in the chart of accuracies, too.
+    """
+    split, name = metric.split("/")
+    name, _, variant = name.partition("_")
+    return "_".join(filter(None, (split, variant))), f"curves/{name}"
 
 
 class TensorBoardDetails(Callback):
-    """What the logger does not write by itself: LR per step, graph, pictures."""
+    """What the logger does not write by itself: LR per step and graph."""
 
     def __init__(self, logger: TensorBoardLogger, history: History) -> None:
         self.writer = logger.experiment
@@ -31,13 +104,6 @@ class TensorBoardDetails(Callback):
         if trainer.is_global_zero:
             built = (known["net"], len(known["classes"]), known["base_width"])
             self.writer.file_writer.add_graph(_traced(*built))
-
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Log a grid of augmented images."""
-        if trainer.is_global_zero:
-            images, _ = next(iter(trainer.train_dataloader or ()))
-            grid = make_grid(images[:GRID_IMAGES].cpu(), nrow=8)
-            self.writer.add_image("images/augmented", grid, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write the LRs of the epoch at once: writing at each step costs time."""

@@ -1,11 +1,11 @@
-"""Lightning's Trainer with this project's logger, callbacks and checkpoints."""
+"""Lightning's Trainer with this project's loggers, callbacks and checkpoints."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from config import Config
@@ -18,7 +18,8 @@ from training.checkpoint import (
 )
 from training.guard import Guard
 from training.history import History, TrainingClock
-from training.progress import RunProgressBar
+from training.loggers import LoggerDetails, build_loggers
+from training.progress import EpochTable, RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoardDetails
@@ -34,7 +35,7 @@ def build_trainer(
     saved: Checkpoint | None,
     others: Sequence[Callback] = (),
 ) -> pl.Trainer:
-    """Lightning's Trainer with this project's logger, callbacks and checkpoints.
+    """Lightning's Trainer with this project's loggers, callbacks and checkpoints.
 
     Args:
         config: All flags, settled.
@@ -45,13 +46,16 @@ def build_trainer(
         clock: Likewise.
         saved: The checkpoint that the run goes on from, if any.
         others: Callbacks of a program around the training.
+
+    Raises:
+        InputError: A logger refuses.
     """
-    logger = None if config.fast_dev_run else _build_logger(run, saved)
-    callbacks = _build_callbacks(config, run, logger, images, history, clock)
+    loggers = [] if config.fast_dev_run else build_loggers(config, run, saved)
+    callbacks = _build_callbacks(config, run, loggers, images, history, clock)
     return pl.Trainer(
         **hardware.arguments,
         max_epochs=config.max_epochs,
-        logger=logger or False,
+        logger=loggers or False,
         callbacks=[*others, *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=config.output_dir,
@@ -62,28 +66,16 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=0,  # everything is logged once an epoch
         enable_progress_bar=False,  # ours is among the callbacks
-        enable_model_summary=False,  # `show_start` shows the layers
+        enable_model_summary=False,  # `show_start` says what is trained
         deterministic=config.deterministic,
         sync_batchnorm=config.sync_batchnorm,
     )
 
 
-def _build_logger(run: RunFolder, saved: Checkpoint | None) -> TensorBoardLogger:
-    """TensorBoard's, told to forget what comes after the checkpoint's last epoch."""
-    done = 0
-    if saved is not None:
-        done = saved["global_step"] - len(saved["callbacks"]["History"]["lrs"])
-    logger = TensorBoardLogger(
-        run.path, "", "", default_hp_metric=False, purge_step=done
-    )
-    logger.NAME_HPARAMS_FILE = run.config.name  # or it writes an empty one
-    return logger
-
-
 def _build_callbacks(
     config: Config,
     run: RunFolder,
-    logger: TensorBoardLogger | None,
+    loggers: list[Logger],
     images: CIFAR10DataModule,
     history: History,
     clock: TrainingClock,
@@ -93,9 +85,13 @@ def _build_callbacks(
     if config.ema_decay:
         average = exponential_average(config.ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
-    if logger is None:
-        return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
-    callbacks += [TensorBoardDetails(logger, history), history]
+    if config.fast_dev_run:
+        guard = Guard(None, 0, history, run.newest_checkpoints)
+        return [*callbacks, history, EpochTable(history), guard]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            callbacks.append(TensorBoardDetails(logger, history))
+    callbacks += [LoggerDetails(history), history, EpochTable(history)]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
     has_val = config.val_size and config.limit_val_batches
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
