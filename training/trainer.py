@@ -1,16 +1,15 @@
 """Lightning's Trainer with this project's logger, callbacks and checkpoints."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
 
 from config import Config
 from datamodule import CIFAR10DataModule
 from machine.hardware import Hardware
+from training.averaging import ExponentialAverage
 from training.checkpoint import (
     AtomicCheckpointIO,
     ConfigInCheckpoint,
@@ -89,8 +88,7 @@ def _build_callbacks(
     """What happens beside the training, in the order in which it has to."""
     callbacks: list[Callback] = [RunProgressBar(), clock]
     if config.ema_decay:
-        average = exponential_average(config.ema_decay)
-        callbacks.append(WeightAveraging(multi_avg_fn=average))
+        callbacks.append(ExponentialAverage(config.ema_decay))
     if logger is None:
         return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
     callbacks += [TensorBoardDetails(logger, history), history]
@@ -99,23 +97,3 @@ def _build_callbacks(
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
     path, steps = run.checkpoints / "step.ckpt", config.ckpt_every_n_steps
     return [*callbacks, Guard(path, steps, history, run.newest_checkpoints)]
-
-
-def exponential_average(
-    decay: float,
-) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
-    """What moves averages of weights towards the new weights, given the step.
-
-    It keeps less than `decay` at first, as TensorFlow's ExponentialMovingAverage does,
-    so that it never reaches back to the weights that a short training began with.
-    """
-
-    def average(
-        averages: Sequence[Tensor], weights: Sequence[Tensor], step: Tensor
-    ) -> None:
-        kept = ((1 + step) / (10 + step)).clamp(max=decay)  # once for all of them
-        for old, new in zip(averages, weights, strict=True):
-            # What does not change, as the mean of the images, stays to the last bit.
-            old.copy_(old + (1 - kept) * (new - old))
-
-    return average
