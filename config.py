@@ -34,6 +34,7 @@ Asked = Literal["auto", "cifar10", "folder", "synthetic"]
 PaddingMode = Literal["constant", "reflect"]
 Flip = Literal["none", "random", "alternate"]
 Tta = Literal["none", "flip", "views"]  # test-time augmentation
+Compile = bool | Literal["default", "reduce-overhead"]  # modes of torch.compile
 
 IMAGE_SIZE = 32  # pixels a side
 DEFAULT_DIR = "data"  # where CIFAR-10 is downloaded to where nothing is said
@@ -205,8 +206,10 @@ class Config:
     """Test batches, likewise; 0 for no test and no report."""
     deterministic: bool = False
     """Use only algorithms that repeat bit for bit; slower on a GPU."""
-    compile: bool = False
-    """Compile the network with torch.compile; pays in long runs."""
+    compile: Compile = False
+    """Compile a training step up to its loss with torch.compile; for long runs."""
+    cuda_graph: bool = False
+    """Replay forward and backward pass as CUDA graphs; for small batches."""
     sync_batchnorm: bool = option(False, shapes=True)
     """Share batch statistics among the GPUs; slower."""
 

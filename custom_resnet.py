@@ -127,8 +127,7 @@ def layer_table(net: nn.Module) -> str:
     hooks = [layer.register_forward_hook(add_row) for layer in layers]
     device, training = next(net.parameters()).device, net.training
     with torch.no_grad():
-        # Not net(...): that would compile a net which is to be compiled.
-        net.eval().forward(torch.zeros(1, 3, 32, 32, device=device))
+        net.eval()(torch.zeros(1, 3, 32, 32, device=device))
     net.train(training)
     for hook in hooks:
         hook.remove()

@@ -27,8 +27,14 @@ from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
-from machine.hardware import Hardware, check_compiler, choose_hardware
+from machine.hardware import (
+    Hardware,
+    check_compiler,
+    choose_hardware,
+    cudnn_benchmark,
+)
 from training.checks import check_images, check_processes
+from training.compiled import compile_objective
 from training.history import COLUMNS, History, TrainingClock
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
@@ -220,6 +226,9 @@ def settle_lr(
     spent = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images)
     as_the_run = {
         "deterministic": config.deterministic,
+        "benchmark": cudnn_benchmark(
+            hardware.device, deterministic=config.deterministic
+        ),
         "sync_batchnorm": config.sync_batchnorm,
     }
     test = range_test(
@@ -246,7 +255,7 @@ def build_module(config: Config, images: CIFAR10DataModule) -> LitCustomResNet:
         config.tta,
     )
     if config.compile:
-        module.net.compile()  # in place, so the names in checkpoints stay
+        compile_objective(module, config.compile)
     return module
 
 

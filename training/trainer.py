@@ -8,13 +8,14 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from config import Config
 from datamodule import CIFAR10DataModule
-from machine.hardware import Hardware
+from machine.hardware import Hardware, cudnn_benchmark
 from training.averaging import ExponentialAverage
 from training.checkpoint import (
     AtomicCheckpointIO,
     ConfigInCheckpoint,
     checkpoint_callbacks,
 )
+from training.cuda_graph import CudaGraph
 from training.guard import Guard
 from training.history import History, TrainingClock
 from training.progress import RunProgressBar
@@ -61,6 +62,7 @@ def build_trainer(
         enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,  # `show_start` shows the layers
         deterministic=config.deterministic,
+        benchmark=cudnn_benchmark(hardware.device, deterministic=config.deterministic),
         sync_batchnorm=config.sync_batchnorm,
     )
 
@@ -89,6 +91,8 @@ def _build_callbacks(
     callbacks: list[Callback] = [RunProgressBar(), clock]
     if config.ema_decay:
         callbacks.append(ExponentialAverage(config.ema_decay))
+    if config.cuda_graph:
+        callbacks.append(CudaGraph())
     if logger is None:
         return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
     callbacks += [TensorBoardDetails(logger, history), history]
