@@ -68,7 +68,9 @@ def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
     found = runs.reindex(
         columns=list(dict.fromkeys([*runs, *KIND, *ACCURACIES, *TIMES]))
     )
-    return found.fillna(dict.fromkeys(KIND, ""))
+    # A run of before a flag was there had what is the default now.
+    defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS}
+    return found.fillna(dict.fromkeys(KIND, "") | defaults)
 
 
 def of_recipe(runs: pd.DataFrame, recipe: str, config: Config) -> pd.DataFrame:
