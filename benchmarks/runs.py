@@ -65,11 +65,12 @@ def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
         raise InputError(f"--runs {file}: no such file; give that of measure.py")
     needed = ("recipe", "images", "seed", "device", "precision", "commit")
     runs = read_rows(file, *needed, text=[*KIND, "commit"])
+    # A run of before a flag was there had what is its default.
+    defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS}
+    runs = runs.assign(**{flag: defaults[flag] for flag in FLAGS if flag not in runs})
     found = runs.reindex(
         columns=list(dict.fromkeys([*runs, *KIND, *ACCURACIES, *TIMES]))
     )
-    # A run of before a flag was there had what is the default now.
-    defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS}
     return found.fillna(dict.fromkeys(KIND, "") | defaults)
 
 
