@@ -16,6 +16,7 @@ takes seconds; convolutions are as on a GPU, not laid side by side as on some CP
 import sys
 import tempfile
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class CountSteps(Callback):
     """Counts some steps, and says which part comes; put it behind all others."""
 
     def __init__(self) -> None:
-        self.count = Count()
+        self.count: Any = Count()
+        self.counting = ExitStack()
 
     def enter(self, part: str) -> None:
         """Count what follows as part of this."""
@@ -122,9 +124,9 @@ class CountSteps(Callback):
         """What follows, up to the next step, makes its batch."""
         self.enter("loader")
         if batch_idx + 1 == WARM_UP:
-            self.count.__enter__()
+            self.counting.enter_context(self.count)
         if batch_idx + 1 == WARM_UP + SPAN:
-            self.count.__exit__(None, None, None)
+            self.counting.close()
 
 
 def count_step(config: Config) -> Count:
@@ -144,7 +146,8 @@ def count_step(config: Config) -> Count:
             fit(config, hardware, images, folder, counting)
     finally:
         custom_resnet.SMALL_MAP = small_map
-    return counting.count
+    count: Count = counting.count
+    return count
 
 
 def measure(precision: Precision, ema_decay: float) -> dict[str, float]:

@@ -26,10 +26,9 @@ def test_it_is_that_of_a_slow_loop_and_waits_for_nothing() -> None:
     expected: list[Tensor] = []
     for step in range(12):
         trainer.global_step = step + 1
-        with torch.no_grad():
-            for weight in module.net.parameters():
-                weight += torch.randn_like(weight)
-        module.net.prep[1].num_batches_tracked += 1
+        for weight in module.net.parameters():
+            weight.data.add_(torch.randn_like(weight))
+        module.net.get_buffer("prep.1.num_batches_tracked").add_(1)
         new = [weight.detach().clone() for weight in module.net.parameters()]
         share = min(0.5, (1 + step) / (10 + step)) if step else 0
         expected = [

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -31,7 +32,8 @@ def batch(seed: int) -> Batch:
 
 def mocked_graphs(step: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Warms up, then fills the inputs and overwrites what it has given before."""
-    original, given = step.forward, []
+    original = step.forward
+    given: list[Tensor] = []
     for _ in range(3):
         original(*inputs)
 
@@ -130,7 +132,7 @@ def test_a_module_that_cannot_be_captured_stays_as_it_was(
 
 def test_the_graphs_go_when_the_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", mocked_graphs)
-    module, trainer = make_module(), Any
+    module, trainer = make_module(), pl.Trainer(accelerator="cpu", barebones=True)
     capture(module, batch(0))
     assert "objective" in vars(module)
     CudaGraph().on_train_end(trainer, module)

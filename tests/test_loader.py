@@ -232,7 +232,7 @@ def test_an_operation_makes_batches_as_long_as_there_is_room_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
-    real = loader.augment
+    real = augmentation.augment
 
     def note(images: Any, draws: Any, *others: Any) -> Any:
         made.append(len(draws.image))

@@ -106,12 +106,13 @@ def test_last_is_the_last_epoch_and_best_the_best(quick_train: Train) -> None:
 
 def scale_loss(factor: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply the loss of each step by a factor."""
-    plain_step = LitCustomResNet.training_step
+    plain = LitCustomResNet.objective
 
-    def step(module: LitCustomResNet, batch: Any, batch_idx: int) -> torch.Tensor:
-        return plain_step(module, batch, batch_idx) * factor(module.global_step)
+    def objective(module: LitCustomResNet, *batch: Any) -> Any:
+        loss, accuracy = plain(module, *batch)
+        return loss * factor(module.global_step), accuracy
 
-    monkeypatch.setattr(LitCustomResNet, "training_step", step)
+    monkeypatch.setattr(LitCustomResNet, "objective", objective)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
