@@ -35,6 +35,7 @@ Asked = Literal["auto", "cifar10", "folder", "synthetic"]
 PaddingMode = Literal["constant", "reflect"]
 Flip = Literal["none", "random", "alternate"]
 Tta = Literal["none", "flip", "views"]  # test-time augmentation
+Compile = bool | Literal["default", "reduce-overhead"]  # modes of torch.compile
 Logger = Literal["tensorboard", "wandb", "mlflow", "csv", "none"]
 
 IMAGE_SIZE = 32  # pixels a side
@@ -239,8 +240,10 @@ class Config:
     """Test batches, likewise; 0 for no test and no report."""
     deterministic: bool = option(False, section="hardware")
     """Use only algorithms that repeat bit for bit; slower on a GPU."""
-    compile: bool = False
-    """Compile the network with torch.compile; pays in long runs."""
+    compile: Compile = False
+    """Compile a training step up to its loss with torch.compile; for long runs."""
+    cuda_graph: bool = False
+    """Replay forward and backward pass as CUDA graphs; for small batches."""
     sync_batchnorm: bool = option(False, shapes=True)
     """Share batch statistics among the GPUs; slower."""
 

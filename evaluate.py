@@ -28,7 +28,7 @@ from images.loader import EvalLoader, fits
 from images.sources import Labelled
 from lightning_module import WITH_TTA, LitCustomResNet
 from machine import memory, provenance
-from machine.hardware import Hardware, choose_hardware
+from machine.hardware import Hardware, choose_hardware, cudnn_benchmark
 
 
 def evaluate(
@@ -131,6 +131,7 @@ def test(
     torch.set_float32_matmul_precision("high")  # as in train.py
     trainer = pl.Trainer(
         **hardware.arguments,
+        benchmark=cudnn_benchmark(hardware.device),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

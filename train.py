@@ -30,8 +30,14 @@ from config import Config, configured
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
-from machine.hardware import Hardware, check_compiler, choose_hardware
+from machine.hardware import (
+    Hardware,
+    check_compiler,
+    choose_hardware,
+    cudnn_benchmark,
+)
 from training.checks import check_images, check_processes
+from training.compiled import compile_objective
 from training.fine_tuning import starting_weights
 from training.history import COLUMNS, History, TrainingClock
 from training.loggers import check_loggers, end_loggers
@@ -254,6 +260,9 @@ def settle_lr(
         return FAST_DEV_LR, None
     as_the_run = {
         "deterministic": config.deterministic,
+        "benchmark": cudnn_benchmark(
+            hardware.device, deterministic=config.deterministic
+        ),
         "sync_batchnorm": config.sync_batchnorm,
     }
     test = range_test(
@@ -302,7 +311,7 @@ def build_module(
     if weights is not None:
         module.net.load_state_dict(weights, strict=False)
     if config.compile:
-        module.net.compile()  # in place, so the names in checkpoints stay
+        compile_objective(module, config.compile)
     return module
 
 

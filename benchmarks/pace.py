@@ -42,7 +42,7 @@ from benchmarks.rows import RESULTS, add_row, markdown, read_rows, summary, toda
 from benchmarks.step_profile import WARM_UP, profile_page
 from common import cli
 from common.errors import InputError
-from config import Precision
+from config import Compile, Precision
 from machine import provenance
 from machine.hardware import Hardware, choose_hardware
 
@@ -102,12 +102,20 @@ def table() -> str:
     shown = {
         "on": rows["device"] + ", " + rows["precision"],
         "batch size": rows["batch_size"],
-        "compiled": rows["compile"].map({True: "yes", False: "no"}),
+        "compiled": compiled(rows),
         **{name: rows[f"{name} images/s"] for name in PACES},
         **{name: rows[name] for name in ours},
         "rounds": rows["repeats"],
     }
     return markdown(pd.DataFrame(shown))
+
+
+def compiled(rows: pd.DataFrame) -> pd.Series:
+    """How the steps of each measurement reached the device, in a word."""
+    modes = rows["compile"].astype(str).replace({"True": "yes", "False": "no"})
+    if "cuda_graph" not in rows:
+        return modes
+    return modes.mask(rows["cuda_graph"].astype(str) == "True", "CUDA graph")
 
 
 def pace(
@@ -116,7 +124,8 @@ def pace(
     precision: Precision = "auto",
     steps: int | None = None,
     repeats: int = 5,
-    compile: bool = False,
+    compile: Compile = False,
+    cuda_graph: bool = False,
     base_width: int = 64,
     keep_memory: bool = True,
     output: str | None = None,
@@ -131,7 +140,8 @@ def pace(
         steps: Steps of each in a round; null for an epoch, or 2048 images on a CPU.
             With --profile, steps to time and again to profile; null for 10.
         repeats: Rounds that count.
-        compile: Compile the network of trainer and loop.
+        compile: Compile the trainer's step and the loop's network, as train.py does.
+        cuda_graph: Have the trainer replay CUDA graphs, as train.py does.
         base_width: Channels of the first convolution.
         keep_memory: Keep freed memory in trainer and loop on a CPU, as train.py does.
         output: CSV file to which a row is added; docs/lab/speed.md shows those named
@@ -165,7 +175,14 @@ def pace(
             f"{TRAIN_IMAGES} images; give fewer steps or smaller batches"
         )
     setting = Setting(
-        device, settled, batch_size, steps, base_width, compile, keep_memory
+        device,
+        settled,
+        batch_size,
+        steps,
+        base_width,
+        compile,
+        keep_memory,
+        cuda_graph,
     )
     if profile is not None:
         page = profile_page(setting, provenance.circumstances(hardware))

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.noise import RandomImages, fit, noise, prepare
-from config import Config, Precision
+from config import Compile, Config, Precision
 from custom_resnet import CustomResNet
 from machine.hardware import choose_hardware
 from machine.provenance import now
@@ -39,8 +39,9 @@ class Setting(NamedTuple):
     batch_size: int
     steps: int
     base_width: int
-    compile: bool
+    compile: Compile
     keep_memory: bool = True
+    cuda_graph: bool = False
 
 
 class NoiseDataset(Dataset[tuple[Tensor, int]]):
@@ -89,6 +90,7 @@ def train_briefly(setting: Setting, folder: Path, *others: Callback) -> Training
         base_width=setting.base_width,
         limit_train_batches=setting.steps,
         compile=setting.compile,
+        cuda_graph=setting.cuda_graph,
     )
     return fit(config, hardware, images, folder, *others)
 
@@ -100,7 +102,7 @@ def loop_pace(setting: Setting) -> float:
     net = CustomResNet(base_width=setting.base_width).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if setting.compile:
-        net.compile()
+        net.compile(mode="default" if setting.compile is True else setting.compile)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001, fused=True)
     scaler = torch.GradScaler(setting.device, enabled=dtype == torch.float16)
     shape = (setting.batch_size, 3, 32, 32)

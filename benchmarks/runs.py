@@ -65,11 +65,9 @@ def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
         raise InputError(f"--runs {file}: no such file; give that of measure.py")
     needed = ("recipe", "images", "seed", "device", "precision", "commit")
     runs = read_rows(file, *needed, text=[*KIND, "commit"])
-    # A run of before a flag was there was one with its default.
+    # A run of before a flag was there had what is its default.
     defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS}
-    runs = runs.assign(
-        **{flag: defaults[flag] for flag in defaults if flag not in runs}
-    )
+    runs = runs.assign(**{flag: defaults[flag] for flag in FLAGS if flag not in runs})
     found = runs.reindex(
         columns=list(dict.fromkeys([*runs, *KIND, *ACCURACIES, *TIMES]))
     )

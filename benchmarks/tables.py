@@ -20,7 +20,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 
-from benchmarks import model_card, pace, scale, ship
+from benchmarks import model_card, operations, pace, scale, ship
 from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
@@ -65,6 +65,7 @@ TABLES = (
     Table("docs/one_cycle.md", "results", lr_rules.suggestions_table),
     Table("docs/lab/scale.md", "results", scale.tables),
     Table("docs/lab/speed.md", "results", pace.table),
+    Table("docs/lab/speed.md", "operations", operations.table),
     Table("docs/lab/speed.md", "small_maps", small_maps.table),
     Table("docs/own_images.md", "fine_tuning", fine_tuning.table),
     Table("docs/unknown_images.md", "results", unknown_images.table),

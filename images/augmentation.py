@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from config import IMAGE_SIZE, Flip, PaddingMode
 
+SHORT = 2**31  # pixels that an int32 can number
+
 
 class Augmentation(NamedTuple):
     """Which augmentations are on; zero or "none" switches one off.
@@ -44,13 +46,24 @@ class Draws(NamedTuple):
     cut_top: Tensor  # cutout square, in the cropped image
     cut_left: Tensor
 
+    def share(self, batch_size: int, rank: int, world_size: int) -> "Draws":
+        """What one process takes of every whole batch, batch after batch."""
+        whole = len(self.image) // batch_size * batch_size
+        parts = (
+            values[:whole].view(-1, world_size, batch_size // world_size)
+            for values in self
+        )
+        return Draws(*(part[:, rank].flatten() for part in parts))
+
     def span(self, start: int, stop: int) -> "Draws":
         """The draws of the positions from `start` up to `stop`."""
         return Draws(*(values[start:stop] for values in self))
 
     def to(self, device: torch.device) -> "Draws":
-        """The same draws on another device."""
-        return Draws(*(values.to(device) for values in self))
+        """The same draws, as int32, on another device: sent as one tensor."""
+        packed = torch.stack([values.int() for values in self])
+        image, top, left, flip, cut_top, cut_left = packed.to(device)
+        return Draws(image, top, left, flip.bool(), cut_top, cut_left)
 
 
 def draw_epoch(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws:
@@ -104,11 +117,11 @@ def _reflected(start: int, stop: int, device: torch.device) -> Tensor:
 
 
 def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:
-    """Gather, crop, flip and cut out one batch, without waiting for the device.
+    """Gather, crop, flip and cut out images, without waiting for the device.
 
     Args:
         padded: All images, uint8 (N, S, S, 3), as `pad` returns them.
-        draws: The B positions of this batch, on the same device.
+        draws: The B positions that are wanted, on the same device.
         cutout: Side of the cutout square in pixels; 0 for none.
         fill: Colour of the square, uint8 (3,).
 
@@ -116,7 +129,10 @@ def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:
         uint8 (B, 3, 32, 32) in channels_last memory order.
     """
     side = padded.shape[1]
-    ramp = torch.arange(IMAGE_SIZE, device=padded.device)
+    # The number of every pixel of the batch takes more memory than the batch.
+    short = padded.numel() // 3 <= SHORT
+    dtype = torch.int32 if short else torch.int64
+    ramp = torch.arange(IMAGE_SIZE, dtype=dtype, device=padded.device)
     mirrored = torch.where(draws.flip[:, None], IMAGE_SIZE - 1 - ramp, ramp)
     rows = draws.image[:, None] * side + draws.top[:, None] + ramp  # (B, 32)
     columns = draws.left[:, None] + mirrored  # (B, 32)

@@ -218,6 +218,16 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return "32-true"
 
 
+def cudnn_benchmark(
+    device: torch.device, *, deterministic: bool = False
+) -> bool | None:
+    """Whether cuDNN is to try its algorithms and take the fastest for each shape.
+
+    It is `Trainer`'s `benchmark`: None leaves all as it is, where there is no cuDNN.
+    """
+    return not deterministic if device.type == "cuda" else None
+
+
 def check_compiler(device: torch.device) -> None:
     """Make sure that torch.compile works here, before anything is trained.
 

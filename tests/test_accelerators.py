@@ -30,6 +30,7 @@ from common import cli
 from common.errors import InputError
 from config import Config
 from evaluate import evaluate
+from evaluate import test as evaluate_on
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 from lightning_module import LitCustomResNet
@@ -37,11 +38,11 @@ from machine.hardware import (
     NEEDS_SCRIPT,
     choose_hardware,
     cuda_problem,
+    cudnn_benchmark,
     resolve_precision,
 )
 from run_files import LAST
-from training.guard import Guard
-from training.history import History
+from training.guard import first_bad
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
@@ -65,17 +66,18 @@ def train_loader(device: torch.device) -> TrainLoader:
 
 def train_epoch(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
     """An epoch's steps with what is done at each, and its metrics, still there."""
-    guard = Guard(None, 0, History(None), list)
     optimizer = module.train().make_optimizer()
     for step, batch in enumerate(train_loader(device)):
         loss = module.training_step(batch, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        guard.note_loss(step, loss)
     weight = next(module.net.parameters())
+    bad_step = first_bad(torch.stack(module.losses), 0)
+    module.train_loss.update(torch.stack(module.losses))
+    module.train_acc.update(torch.stack(module.accuracies))
     metrics = [module.train_loss.compute(), module.train_acc.compute()]
-    return [loss, weight, guard.bad_step, *metrics]
+    return [loss, weight, bad_step, *metrics]
 
 
 def evaluate_all(module: LitCustomResNet, device: torch.device) -> list[Tensor]:
@@ -140,6 +142,53 @@ def test_what_a_report_shows_comes_back_from_the_gpu(fake_gpu: LitCustomResNet) 
         patch.setattr(torch.autograd, "grad", lambda _, maps: (maps,))
         heat = grad_cam(fake_gpu, images, LABELS)
     assert (heat.device, heat.shape) == (CPU, (40, 32, 32))
+
+
+def test_the_first_bad_step_is_found() -> None:
+    good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.inf, 2.0, torch.nan])
+    assert first_bad(good, 7) == -1
+    assert first_bad(bad, 7) == 8
+
+
+def test_a_gpu_tries_cudnns_algorithms_unless_it_must_repeat_itself() -> None:
+    assert cudnn_benchmark(CUDA) is True
+    assert cudnn_benchmark(CUDA, deterministic=True) is False
+    assert cudnn_benchmark(CPU) is None
+    assert cudnn_benchmark(MPS) is None
+
+
+def test_training_range_test_and_evaluation_try_them(
+    quick_train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn: Any = torch.backends.cudnn
+    seen: list[bool] = []
+    for place in ("training.trainer", "train", "evaluate"):
+        monkeypatch.setattr(f"{place}.cudnn_benchmark", lambda *_, **__: True)
+    step, forward = LitCustomResNet.training_step, LitCustomResNet.test_step
+
+    def note(original: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            seen.append(cudnn.benchmark)
+            cudnn.benchmark = False
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "range_test", lambda *_: pytest.fail(str(_[-1])))
+        with pytest.raises(pytest.fail.Exception, match="'benchmark': True"):
+            quick_train(lr="auto", name="range_test")
+    with monkeypatch.context() as patch:
+        patch.setattr(LitCustomResNet, "training_step", note(step))
+        quick_train(max_epochs=1)
+    assert seen[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(LitCustomResNet, "test_step", note(forward))
+        hardware = choose_hardware("cpu", 1, 1, "auto", "32-true")
+        loader = EvalLoader(IMAGES, LABELS, batch_size=40, device=CPU)
+        evaluate_on(make_module(), loader, hardware)
+    assert seen[-1]
 
 
 # --- What a Mac's GPU cannot do. ---

@@ -1,5 +1,6 @@
 """The module: schedule, optimizer, normalisation, metrics, learning."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from images.loader import EvalLoader
-from lightning_module import LitCustomResNet, one_cycle
+from lightning_module import LitCustomResNet, one_cycle, smoothed_cross_entropy
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
@@ -169,6 +170,52 @@ def test_label_smoothing_in_training_only() -> None:
     module.validation_step((images, labels), 0)
     plain = F.cross_entropy(module(images), labels)
     torch.testing.assert_close(module.val_loss.compute(), plain.detach())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize(("count", "classes"), [(128, 10), (256, 3), (100, 10)])
+def test_the_loss_is_pytorchs_and_its_gradient_to_the_last_bit(
+    smoothing: float, count: int, classes: int
+) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(count) % classes
+    ours, theirs = (
+        value.requires_grad_()
+        for value in (3 * torch.randn(count, classes)).expand(2, -1, -1).unbind()
+    )
+    loss = smoothed_cross_entropy(ours, labels, smoothing)
+    expected = F.cross_entropy(
+        theirs, labels, label_smoothing=smoothing, reduction="none"
+    ).mean()
+    torch.testing.assert_close(loss, expected)
+    found = torch.autograd.grad(loss, ours)[0], torch.autograd.grad(expected, theirs)[0]
+    if count & (count - 1):  # it is no power of two
+        torch.testing.assert_close(*found)
+    else:
+        assert torch.equal(*found)
+
+
+def test_half_precision_has_a_loss_in_float32() -> None:
+    logits = torch.full((8, 3), 300.0, dtype=torch.float16)
+    logits[:, 0] = -60000
+    loss = smoothed_cross_entropy(logits, torch.zeros(8, dtype=torch.int64), 0.5)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(
+        (1 - 0.5 + 0.5 / 3) * 60300 + math.log(2), rel=1e-6
+    )
+    double = smoothed_cross_entropy(logits.double(), torch.zeros(8).long(), 0.5)
+    assert double.dtype == torch.float64
+
+
+def test_every_batch_norm_counts_its_batches() -> None:
+    module = make_module()
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for _ in range(3):
+        module(images)
+    module.eval()(images)
+    state = module.state_dict()
+    counts = [value.item() for name, value in state.items() if "num_batches" in name]
+    assert counts == [3] * 8
 
 
 def test_metrics_are_means_over_images_not_batches() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from config import PaddingMode
-from images import loader
+from images import augmentation, loader
 from images.augmentation import Augmentation, pad
 from images.loader import Batch, EvalLoader, TrainLoader, ahead, fits
 from machine import memory
@@ -208,6 +208,45 @@ def test_the_border_is_the_same_part_by_part(
     monkeypatch.setattr(loader, "PART", 7)
     images = train_loader(augmentation=Augmentation(3, mode)).images
     assert torch.equal(images, pad(IMAGES, 3, mode))
+
+
+@pytest.mark.parametrize("pixels", [2**31, 0])  # numbered in int32, in int64
+@pytest.mark.parametrize(("block", "most"), [(1, 99), (2, 99), (16, 25), (16, 5)])
+def test_blocks_of_any_size_give_the_same_batches(
+    block: int, most: int, pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"augmentation": Augmentation(flip="alternate")}
+    expected = [train_loader(rank=rank, world_size=2, **options) for rank in (0, 1)]
+    batches = [list(loader) for loader in expected]
+    monkeypatch.setattr(loader, "BLOCK", block)
+    monkeypatch.setattr(loader, "BLOCK_IMAGES", most)
+    monkeypatch.setattr(augmentation, "SHORT", pixels)
+    for rank in (0, 1):
+        blocks = train_loader(rank=rank, world_size=2, **options)
+        assert_same_batches(iter(blocks), iter(batches[rank]))
+        blocks.resume_at(epoch=0, batch=3)
+        assert_same_batches(iter(blocks), iter(batches[rank][3:]))
+
+
+def test_an_operation_makes_batches_as_long_as_there_is_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    real = augmentation.augment
+
+    def note(images: Any, draws: Any, *others: Any) -> Any:
+        made.append(len(draws.image))
+        return real(images, draws, *others)
+
+    monkeypatch.setattr(loader, "augment", note)
+    for options, sizes in (({}, [48]), ({"on_host": True}, [12] * 4)):
+        made.clear()
+        list(train_loader(**options))
+        assert made == sizes
+    monkeypatch.setattr(loader, "BLOCK_IMAGES", 30)
+    made.clear()
+    list(train_loader())
+    assert made == [24, 24]
 
 
 @pytest.mark.gpu

@@ -23,7 +23,6 @@ from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from train import train
 from training.terminal import warn_of_guessing
-from training.trainer import exponential_average
 
 Train = Callable[..., dict[str, Any]]
 
@@ -108,12 +107,13 @@ def test_last_is_the_last_epoch_and_best_the_best(quick_train: Train) -> None:
 
 def scale_loss(factor: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply the loss of each step by a factor."""
-    plain_step = LitCustomResNet.training_step
+    plain = LitCustomResNet.objective
 
-    def step(module: LitCustomResNet, batch: Any, batch_idx: int) -> torch.Tensor:
-        return plain_step(module, batch, batch_idx) * factor(module.global_step)
+    def objective(module: LitCustomResNet, *batch: Any) -> Any:
+        loss, accuracy = plain(module, *batch)
+        return loss * factor(module.global_step), accuracy
 
-    monkeypatch.setattr(LitCustomResNet, "training_step", step)
+    monkeypatch.setattr(LitCustomResNet, "objective", objective)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
@@ -322,15 +322,6 @@ def test_averaged_weights_are_validated_tested_and_saved(
     images = CIFAR10DataModule(data_dir=str(image_folder), batch_size=32)
     [tested] = trainer.test(module, images, verbose=False)
     assert tested["test/loss"] == averaged["test/loss"] != plain["test/loss"]
-
-
-def test_the_average_reaches_back_further_as_the_training_goes_on() -> None:
-    average, shares = exponential_average(0.9), []
-    for step in (1, 10, 80, 999):
-        averaged = torch.tensor(0.0)
-        average([averaged], [torch.tensor(1.0)], torch.tensor(step))
-        shares.append(averaged.item())
-    assert shares == pytest.approx([9 / 11, 9 / 20, 0.1, 0.1])
 
 
 def test_a_short_training_ends_with_an_average_of_its_end(quick_train: Train) -> None:

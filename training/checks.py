@@ -13,7 +13,8 @@ def check_processes(config: Config, world_size: int, device_type: str) -> None:
         device_type: What each of them trains on, such as "cuda".
 
     Raises:
-        InputError: They cannot share a batch evenly, or batch statistics at all.
+        InputError: They cannot share a batch evenly, or batch statistics at all, or
+            compile as they are asked to.
     """
     batch_size = config.batch_size
     if batch_size % world_size:
@@ -25,6 +26,16 @@ def check_processes(config: Config, world_size: int, device_type: str) -> None:
         raise InputError(
             f"--sync_batchnorm needs NVIDIA GPUs, the device is a {device_type}; leave "
             "it out"
+        )
+    if config.compile == "reduce-overhead" and device_type != "cuda":
+        raise InputError(
+            f"--compile reduce-overhead needs an NVIDIA GPU, the device is a "
+            f"{device_type}; give --compile default"
+        )
+    if config.compile and config.cuda_graph:
+        raise InputError(
+            "--compile and --cuda_graph contradict each other; give one of them, or "
+            "--compile reduce-overhead, which has CUDA graphs of its own"
         )
 
 

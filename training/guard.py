@@ -13,21 +13,20 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torchmetrics import Metric
 
 from common import signals
 from common.errors import DivergedError, StoppedError
 from common.signals import SIGNALS
 from training.history import History
 
-EPOCH_METRICS = ("train_loss", "train_acc")  # those that an epoch adds up
+STEP_METRICS = ("losses", "accuracies")  # of the module: of each step of an epoch
 
 
 class Guard(Checkpoint):
     """Ends a run whose loss is not finite, or that a signal asks to stop.
 
-    *Finite*: the first bad step is noted on the device and read once an epoch, so no
-    step waits for it, and before any checkpoint is written.
+    *Finite*: the losses stay on the device, and the first bad one is looked for once an
+    epoch, so no step waits for it, and before any checkpoint is written.
 
     *Signals*: the step is finished and saved. Lightning 2.6.6 would end with exit code
     0 on SIGTERM, with 1 on Ctrl-C, and save nothing:
@@ -35,7 +34,7 @@ class Guard(Checkpoint):
     the run ends at once. Signals that were ignored stay ignored.
 
     *`step.ckpt`*: saved within an epoch, at a signal and every so often. A run goes on
-    exactly there: with the next batch, and with what the epoch's metrics had added up.
+    exactly there: with the next batch, and with the loss and accuracy of each step.
     At the end of an epoch `last.ckpt` is saved instead, and `step.ckpt` goes.
 
     Put it last: what it saves is what the other callbacks have done.
@@ -62,7 +61,6 @@ class Guard(Checkpoint):
             for signum, handler in signals.current().items()
             if handler == signal.SIG_IGN
         }
-        self.bad_step = torch.tensor(-1)  # none so far
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Take the signals from Lightning; go on with the batch after the last one."""
@@ -77,7 +75,7 @@ class Guard(Checkpoint):
         signals.install(self.ignored)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Save, if it is time to; stop, if a signal came.
 
@@ -85,7 +83,6 @@ class Guard(Checkpoint):
             DivergedError: A loss was not finite, so nothing is saved.
             StoppedError: A signal came.
         """
-        self.note_loss(trainer.global_step - 1, outputs["loss"])
         if not _steps_in_epoch(trainer):  # the epoch is over: `last.ckpt` is next
             self._check_finite(trainer)
             return
@@ -112,31 +109,32 @@ class Guard(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
     ) -> None:
-        """Within an epoch, add the sums of its metrics, of every process."""
+        """Within an epoch, add the metrics of its steps, of every process."""
         if _steps_in_epoch(trainer):
             checkpoint["epoch_metrics"] = {
-                metric: pl_module.all_gather(_metric(pl_module, metric).metric_state)
-                for metric in EPOCH_METRICS
+                name: pl_module.all_gather(torch.stack(getattr(pl_module, name)))
+                for name in STEP_METRICS
             }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
     ) -> None:
-        """Give every process its sums back."""
-        for metric, sums in checkpoint.get("epoch_metrics", {}).items():
-            for name, value in sums.items():
-                own = value.view(trainer.world_size, -1)[trainer.global_rank]
-                state = getattr(_metric(pl_module, metric), name)
-                state.copy_(own.view_as(state))
-
-    def note_loss(self, step: int, loss: Tensor) -> None:
-        """Note a step if it is the first bad one, on the device of its loss."""
-        noted = self.bad_step.to(loss.device)
-        self.bad_step = torch.where(~loss.isfinite() & (noted < 0), step, noted)
+        """Give every process the metrics of its steps back."""
+        saved = checkpoint.get("epoch_metrics", {})
+        if "train_loss" in saved:
+            saved = _metrics_of_sums(
+                saved, len(checkpoint["callbacks"]["History"]["lrs"])
+            )
+        for name, values in saved.items():
+            own = values.reshape(trainer.world_size, -1)[trainer.global_rank]
+            setattr(pl_module, name, [*own.to(trainer.strategy.root_device)])
 
     def _check_finite(self, trainer: pl.Trainer) -> None:
         """End a run whose loss or weights are not finite, in every process alike."""
-        bad_step = int(trainer.strategy.reduce(self.bad_step, reduce_op="max"))
+        module: Any = trainer.lightning_module
+        step = trainer.global_step - len(module.losses)  # of the first of them
+        noted = first_bad(torch.stack(module.losses), step)
+        bad_step = int(trainer.strategy.reduce(noted, reduce_op="max"))
         weights = trainer.lightning_module.parameters()
         are_finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
         # A step can spoil the weights and still have had a loss.
@@ -169,9 +167,30 @@ class Guard(Checkpoint):
                 os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
 
 
-def _metric(module: Any, name: str) -> Metric:
-    metric: Metric = getattr(module, name)
-    return metric
+def first_bad(losses: Tensor, step: int) -> Tensor:
+    """The first step whose loss is not finite; -1 if there is none.
+
+    Args:
+        losses: Those of steps that follow each other.
+        step: The first of these.
+    """
+    is_bad = ~losses.isfinite()
+    return torch.where(is_bad.any(), step + is_bad.int().argmax(), -1)
+
+
+def _metrics_of_sums(saved: Any, steps: int) -> dict[str, Tensor]:
+    """Metrics of steps from a checkpoint of old, which has their sums: all the mean.
+
+    Args:
+        saved: What it has, of one process or of several.
+        steps: How many steps it has added up.
+    """
+    loss, acc = saved["train_loss"], saved["train_acc"]
+    means = {
+        "losses": loss["mean_value"] / loss["weight"],
+        "accuracies": acc["tp"] / (acc["tp"] + acc["fn"]),
+    }
+    return {name: mean.view(-1, 1).repeat(1, steps) for name, mean in means.items()}
 
 
 def _steps_in_epoch(trainer: pl.Trainer) -> int:

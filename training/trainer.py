@@ -1,21 +1,22 @@
 """Lightning's Trainer with this project's loggers, callbacks and checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from torch import Tensor
 
 from config import Config
 from datamodule import CIFAR10DataModule
-from machine.hardware import Hardware
+from machine.hardware import Hardware, cudnn_benchmark
+from training.averaging import ExponentialAverage
 from training.checkpoint import (
     AtomicCheckpointIO,
     ConfigInCheckpoint,
     checkpoint_callbacks,
 )
+from training.cuda_graph import CudaGraph
 from training.guard import Guard
 from training.history import History, TrainingClock
 from training.loggers import LoggerDetails, build_loggers
@@ -68,6 +69,7 @@ def build_trainer(
         enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,  # `show_start` says what is trained
         deterministic=config.deterministic,
+        benchmark=cudnn_benchmark(hardware.device, deterministic=config.deterministic),
         sync_batchnorm=config.sync_batchnorm,
     )
 
@@ -83,8 +85,9 @@ def _build_callbacks(
     """What happens beside the training, in the order in which it has to."""
     callbacks: list[Callback] = [RunProgressBar(), clock]
     if config.ema_decay:
-        average = exponential_average(config.ema_decay)
-        callbacks.append(WeightAveraging(multi_avg_fn=average))
+        callbacks.append(ExponentialAverage(config.ema_decay))
+    if config.cuda_graph:
+        callbacks.append(CudaGraph())
     if config.fast_dev_run:
         guard = Guard(None, 0, history, run.newest_checkpoints)
         return [*callbacks, history, EpochTable(history), guard]
@@ -97,23 +100,3 @@ def _build_callbacks(
     callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
     path, steps = run.checkpoints / "step.ckpt", config.ckpt_every_n_steps
     return [*callbacks, Guard(path, steps, history, run.newest_checkpoints)]
-
-
-def exponential_average(
-    decay: float,
-) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
-    """What moves averages of weights towards the new weights, given the step.
-
-    It keeps less than `decay` at first, as TensorFlow's ExponentialMovingAverage does,
-    so that it never reaches back to the weights that a short training began with.
-    """
-
-    def average(
-        averages: Sequence[Tensor], weights: Sequence[Tensor], step: Tensor
-    ) -> None:
-        kept = ((1 + step) / (10 + step)).clamp(max=decay)  # once for all of them
-        for old, new in zip(averages, weights, strict=True):
-            # What does not change, as the mean of the images, stays to the last bit.
-            old.copy_(old + (1 - kept) * (new - old))
-
-    return average

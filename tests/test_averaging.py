@@ -1,0 +1,55 @@
+"""The average of the weights against a slow loop."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.operations import Count
+from lightning_module import LitCustomResNet
+from training.averaging import ExponentialAverage, kept
+
+
+def test_the_average_reaches_back_further_as_the_training_goes_on() -> None:
+    shares = [1 - kept(step, 0.9) for step in (0, 1, 10, 80, 999)]
+    assert shares == pytest.approx([1, 9 / 11, 9 / 20, 0.1, 0.1])
+
+
+def test_it_is_that_of_a_slow_loop_and_waits_for_nothing() -> None:
+    torch.manual_seed(0)
+    module = LitCustomResNet(("a", "b"), (0.5, 0.4, 0.3), (0.2, 0.25, 0.1), 0.01)
+    callback = ExponentialAverage(decay=0.5)
+    trainer: Any = SimpleNamespace(global_step=0)
+    callback.setup(trainer, module, "fit")
+    expected: list[Tensor] = []
+    for step in range(12):
+        trainer.global_step = step + 1
+        for weight in module.net.parameters():
+            weight.data.add_(torch.randn_like(weight))
+        module.net.get_buffer("prep.1.num_batches_tracked").add_(1)
+        new = [weight.detach().clone() for weight in module.net.parameters()]
+        share = min(0.5, (1 + step) / (10 + step)) if step else 0
+        expected = [
+            share * old + (1 - share) * weight
+            for old, weight in zip(expected or new, new, strict=True)
+        ]
+        with Count() as count:
+            callback.on_train_batch_end(trainer, module)
+            callback.on_train_batch_end(trainer, module)  # of the same step: no more
+        assert (count.counts.total(), count.reads) == (2, 0)
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    callback.on_save_checkpoint(trainer, module, checkpoint)
+    assert checkpoint["averaging_state"]["n_averaged"] == 12
+    saved = checkpoint["state_dict"]
+    for (name, _), value in zip(module.net.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(saved[f"net.{name}"], value)
+    assert saved["net.prep.1.num_batches_tracked"] == 12
+    average: Any = callback._average_model
+    assert torch.equal(average.module.mean, module.mean)  # to the last bit
+    assert torch.equal(average.module.std, module.std)
+
+
+def test_checkpoints_call_it_as_lightning_does() -> None:
+    assert ExponentialAverage(0.9).state_key == "WeightAveraging"
