@@ -8,7 +8,8 @@ that of a host that launches kernels, many small operations; what is saved is re
 network of full width after a step of train.py. In turns:
 
 none: nothing is saved;
-waiting: the training waits until each of the two files is on the disk.
+waiting: the training waits until each of the two files is on the disk;
+beside: it waits for a copy of what is to be saved, and a thread does the rest.
 
 A row a way: seconds of the whole run, and those within calls that save; median and
 range of the rounds. The first round warms up and is not counted.
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
+import pandas as pd
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
@@ -38,11 +40,13 @@ from machine import provenance
 from machine.hardware import Hardware, choose_hardware
 from training.checkpoint import AtomicCheckpointIO
 from training.resume import Checkpoint, read_checkpoint
+from training.saving import BackgroundCheckpointIO
 
 FILES = ("best.ckpt", "last.ckpt")
 WAYS: dict[str, Callable[[], CheckpointIO] | None] = {
     "none": None,
     "waiting": AtomicCheckpointIO,
+    "beside": BackgroundCheckpointIO,
 }
 
 
@@ -110,6 +114,7 @@ def saving(
     if output is not None:
         read_rows(Path(output), "way")  # a wrong file is refused before the work
     hardware = choose_hardware("cpu", 1, 1, "auto", "32-true")
+    origin = provenance.circumstances(hardware)  # now: files may change
     checkpoint = real_checkpoint(hardware, base_width)
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(dir=folder) as files:
@@ -131,7 +136,7 @@ def saving(
             "repeats": repeats,
             "run, s": summary(run, 1),
             "waiting, s": summary(waited, 2),
-            **provenance.circumstances(hardware),
+            **origin,
         }
         if output is not None:
             add_row(Path(output), row)
@@ -140,8 +145,7 @@ def saving(
 
 def table() -> str:
     """All measurements on record, in Markdown."""
-    file = RESULTS / "2026-11-25_saving_cpu.csv"
-    rows = read_rows(file)
+    rows = pd.concat([read_rows(file) for file in RESULTS.glob("*_saving_*.csv")])
     rows["code of"] = rows["commit"].str[:7]
     shown = ["way", "code of", "epochs", "MB", "run, s", "waiting, s"]
     return markdown(rows[shown].astype("str"))

@@ -20,7 +20,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 
-from benchmarks import pace, scale, ship
+from benchmarks import pace, saving, scale, ship
 from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
@@ -58,6 +58,7 @@ TABLES = (
     Table("docs/lab/scale.md", "results", scale.tables),
     Table("docs/lab/speed.md", "results", pace.table),
     Table("docs/lab/speed.md", "small_maps", small_maps.table),
+    Table("docs/lab/speed.md", "saving", saving.table),
     Table("docs/unknown_images.md", "results", unknown_images.table),
 )
 

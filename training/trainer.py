@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, WeightAveraging
@@ -11,16 +12,13 @@ from torch import Tensor
 from config import Config
 from datamodule import CIFAR10DataModule
 from machine.hardware import Hardware
-from training.checkpoint import (
-    AtomicCheckpointIO,
-    ConfigInCheckpoint,
-    checkpoint_callbacks,
-)
+from training.checkpoint import ConfigInCheckpoint, checkpoint_callbacks
 from training.guard import Guard
 from training.history import History, TrainingClock
 from training.progress import RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
+from training.saving import BackgroundCheckpointIO
 from training.tensorboard import TensorBoardDetails
 
 
@@ -45,13 +43,25 @@ def build_trainer(
         saved: The checkpoint that the run goes on from, if any.
     """
     logger = None if config.fast_dev_run else _build_logger(run, saved)
+    saving = BackgroundCheckpointIO()
+
+    def newest_checkpoints() -> list[Path]:
+        saving.wait()
+        return run.newest_checkpoints()
+
+    guard = Guard(
+        None if logger is None else run.checkpoints / "step.ckpt",
+        config.ckpt_every_n_steps,
+        history,
+        newest_checkpoints,
+    )
     callbacks = _build_callbacks(config, run, logger, images, history, clock)
     return pl.Trainer(
         **hardware.arguments,
         max_epochs=config.max_epochs,
         logger=logger or False,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        callbacks=[*callbacks, guard],
+        plugins=[saving],
         default_root_dir=config.output_dir,
         fast_dev_run=int(config.fast_dev_run),
         limit_train_batches=config.limit_train_batches,
@@ -92,13 +102,11 @@ def _build_callbacks(
         average = exponential_average(config.ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
     if logger is None:
-        return [*callbacks, history, Guard(None, 0, history, run.newest_checkpoints)]
+        return [*callbacks, history]
     callbacks += [TensorBoardDetails(logger, history), history]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
     has_val = config.val_size and config.limit_val_batches
-    callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
-    path, steps = run.checkpoints / "step.ckpt", config.ckpt_every_n_steps
-    return [*callbacks, Guard(path, steps, history, run.newest_checkpoints)]
+    return callbacks + checkpoint_callbacks(run.checkpoints, best=bool(has_val))
 
 
 def exponential_average(
