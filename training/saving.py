@@ -2,12 +2,11 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from training.checkpoint import BEST, AtomicCheckpointIO
@@ -87,11 +86,18 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
 def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A copy, with tensors on the CPU, that no later step changes."""
-    copies: dict[int, Any] = {}  # of tensors, which `deepcopy` then takes for its own
-
-    def note(tensor: Tensor) -> Tensor:
-        copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-        return tensor
-
-    apply_to_collection(checkpoint, Tensor, note)
+    # `deepcopy` takes for a copy what it is told is one.
+    copies: dict[int, Any] = {
+        id(tensor): tensor.detach().to("cpu", copy=True)
+        for tensor in _tensors(checkpoint)
+    }
     return copy.deepcopy(checkpoint, copies)
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """All tensors in a part of a checkpoint."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, dict | list | tuple):
+        for inner in part.values() if isinstance(part, dict) else part:
+            yield from _tensors(inner)
