@@ -193,6 +193,7 @@ class LitCustomResNet(pl.LightningModule):
             ],
             lr=self.hparams["lr"],
             decoupled_weight_decay=True,
+            # A Mac's fused kernel takes no notice of the loss scale of 16-mixed.
             fused=self.device.type in ("cpu", "cuda"),
         )
         optimizer.register_load_state_dict_post_hook(_lay_out_as_weights)

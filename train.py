@@ -190,9 +190,10 @@ def figures_of(
         "epochs": trainer.current_epoch,
         # The whole of this process so far: data, range test, training and tests.
         "seconds": round(time.perf_counter() - started, 1),
-        # Of it, the training epochs: augmentation included; validation, saving and what
-        # comes before not. The images are on the device by then. The first run of a
-        # process warms up the kernels in it, unless a range test has done so.
+        # Of it, the training epochs: augmentation included; validation, the wait for
+        # checkpoints and what comes before not. The images are on the device by then.
+        # The first run of a process warms up the kernels in it, unless a range test has
+        # done so.
         "fit_seconds": round(clock.seconds, 3),
         "images_per_second": clock.images_per_second(),
         "seed": config.seed,

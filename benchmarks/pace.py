@@ -14,12 +14,14 @@ limit: the device's best matrix product in the same number format, by the floati
     operations of a training step per image.
 
 Each has a process of its own, so that none changes another's memory or threads. They
-take turns; the first round warms up and is not counted. A ratio is that of two
-measurements of the same round: median, and range of all rounds.
+take turns; the first round warms up and is not counted, and neither is the first of two
+epochs in each measurement. A ratio is that of two measurements of the same round:
+median, and range of all rounds.
 
 The second times some steps of the trainer, profiles some more with PyTorch's profiler,
 and writes a page: time and page faults of a step, and the operations that take most of
-the time, of a GPU's where there is one. With `--keep_memory false` a CPU pays for page
+the time, of a GPU's where there is one. They are the first steps of a process, so its
+images a second are not the pace. With `--keep_memory false` a CPU pays for page
 faults as glibc would have it.
 """
 

@@ -3,6 +3,8 @@
 import itertools
 import sys
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,38 @@ def profile_page(setting: Setting, circumstances: dict[str, str]) -> str:
     profiler = StepProfiler(setting, (setting.steps - WARM_UP) // 2)
     with tempfile.TemporaryDirectory() as folder:
         train_briefly(setting, Path(folder), profiler)
-    times = [1e3 * (b - a) for a, b in itertools.pairwise(profiler.seconds)]
     faults = [b - a for a, b in itertools.pairwise(profiler.faults)]
     facts = {
         "date": today(),
         **setting._asdict(),
         **circumstances,
-        "ms a step": f"{summary(times, 1)}, n = {len(times)}",
-        "images/s": summary([1e3 * setting.batch_size / time for time in times], 0),
+        **step_times(setting, profiler.seconds),
         "page faults a step": summary(faults, 0),
     }
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     title = "# Where a training step's time goes"
     return "\n".join([title, "", *lines, "", markdown(operations(profiler)), ""])
+
+
+def step_times(setting: Setting, seconds: list[float]) -> dict[str, str]:
+    """What the steps took, given when each began and the last one ended.
+
+    On a GPU only the first and the last time are the device's, for a step that waited
+    for it would not be one of a training: their mean is all that can be told.
+    """
+    times = [1e3 * (b - a) for a, b in itertools.pairwise(seconds)]
+    if setting.device == "cuda":
+        mean = sum(times) / len(times)
+        pace = 1e3 * setting.batch_size / mean
+        return {
+            "ms a step": f"{mean:.2f}, mean of {len(times)} in a row",
+            "images/s": f"{pace:.0f}",
+        }
+    paces = [1e3 * setting.batch_size / time for time in times]
+    return {
+        "ms a step": f"{summary(times, 1)}, n = {len(times)}",
+        "images/s": summary(paces, 0),
+    }
 
 
 class StepProfiler(Callback):
@@ -61,7 +82,9 @@ class StepProfiler(Callback):
         """Begin, or go on to the next step."""
         last = WARM_UP + self.steps
         if WARM_UP <= batch_idx <= last:
-            self.seconds.append(now(self.setting.device))
+            is_end = batch_idx in (WARM_UP, last)
+            clock = partial(now, self.setting.device) if is_end else time.perf_counter
+            self.seconds.append(clock())
             self.faults.append(page_faults())
         if batch_idx == last:
             self.profile.start()

@@ -76,15 +76,18 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sealed(archive: bytes) -> bytes:
+def sealed(archive: memoryview) -> list[memoryview | bytes]:
     """Put a checksum into the comment at the end of a zip file, such as torch saves.
 
     The format has checksums of its own, but torch does not compare them: it reads
     flipped bits without a word, and for some flips in the file's directory memory that
     was never written.
+
+    Returns:
+        What to write, in parts: the whole is too large to be copied.
     """
     checksum = hashlib.sha256(archive).hexdigest().encode()
-    return archive[:-2] + SEAL.to_bytes(2, "little") + checksum
+    return [archive[:-2], SEAL.to_bytes(2, "little"), checksum]
 
 
 def unsealed(content: bytes) -> bytes:

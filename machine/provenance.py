@@ -1,6 +1,7 @@
 """What a result depends on beside its settings: machine, versions, commit, clock."""
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def circumstances(hardware: Hardware) -> dict[str, str]:
     return {
         "device": device_name(hardware.device),
         "precision": str(hardware.arguments["precision"]),
-        "versions": versions(),
+        "versions": versions(hardware.device),
         "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -37,24 +38,49 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def versions() -> str:
-    """Versions of Python and of the packages that shape a result."""
-    packages = [f"{package} {version(package)}" for package in PACKAGES]
-    return ", ".join([f"python {platform.python_version()}", *packages])
+def versions(device: torch.device) -> str:
+    """Versions of Python, the packages that shape a result, and a GPU's libraries."""
+    found = [f"python {platform.python_version()}"]
+    found += [f"{package} {version(package)}" for package in PACKAGES]
+    if device.type == "cuda":
+        found.append(f"cuda {torch.version.cuda}")
+        found.append(f"cudnn {torch.backends.cudnn.version()}")
+        found.append(f"driver {_driver()}")
+    return ", ".join(found)
 
 
-def commit() -> str:
-    """The project's commit, "-dirty" behind it when files differ; else "unknown"."""
+def _driver() -> str:
+    """Version of NVIDIA's driver; PyTorch does not know it."""
+    query = ["--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        if Path(_git("rev-parse", "--show-toplevel")) != PROJECT:
-            return "unknown"  # an exported tree inside somebody else's repository
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
+        return _output("nvidia-smi", *query).splitlines()[0]  # a line a GPU
+    except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
 
 
+def commit() -> str:
+    """The project's commit, if that is known, else "unknown".
+
+    Behind it stands "-dirty" when files differ, and "-archive" for what was exported,
+    as GitHub's "Download ZIP" is: there nobody can tell.
+    """
+    try:
+        # An exported tree may be inside somebody else's repository.
+        if Path(_git("rev-parse", "--show-toplevel")) == PROJECT:
+            return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    archived = PROJECT / ".git_archival.txt"  # `git archive` writes the commit into it
+    text = archived.read_text(encoding="utf-8") if archived.is_file() else ""
+    node = re.fullmatch(r"node: ([0-9a-f]{40})\n", text)
+    return f"{node[1]}-archive" if node else "unknown"
+
+
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PROJECT), *arguments]
+    return _output("git", "-C", str(PROJECT), *arguments)
+
+
+def _output(*command: str) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=10
     )
@@ -63,6 +89,6 @@ def _git(*arguments: str) -> str:
 
 def now(device: torch.device | str) -> float:
     """Seconds on a clock, read when the device has done what was asked of it."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+    if torch.device(device).type in ("cuda", "mps"):
+        torch.accelerator.synchronize()
     return time.perf_counter()

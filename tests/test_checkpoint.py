@@ -101,17 +101,18 @@ def test_a_run_on_a_full_disk_can_go_on_when_there_is_room(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = quick_train(name="unbroken", max_epochs=3)
-    write, calls = AtomicCheckpointIO.save_checkpoint, 0
+    replace, checkpoints = os.replace, 0
 
-    def fill_up(*arguments: Any, **_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # after the first epoch's best and last
-            patch.setattr(os, "replace", refuse(OSError(errno.ENOSPC, "full")))
-        write(*arguments)
+    def fill_up(source: Path, target: Path) -> None:
+        nonlocal checkpoints
+        if Path(target).suffix == ".ckpt":
+            checkpoints += 1
+            if checkpoints == 3:  # after the first epoch's best and last
+                raise OSError(errno.ENOSPC, "full")
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtomicCheckpointIO, "save_checkpoint", fill_up)
+        patch.setattr(os, "replace", fill_up)
         with pytest.raises(InputError, match=r"\(full\); the checkpoint before it is"):
             quick_train(max_epochs=3)
     resumed = quick_train(max_epochs=3, ckpt_path="last")
@@ -131,14 +132,14 @@ def test_step_checkpoint_goes_when_the_epoch_is_saved(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    write = AtomicCheckpointIO.save_checkpoint
+    write = AtomicCheckpointIO.write
 
-    def note(self: Any, checkpoint: Any, path: Any, **_: Any) -> None:
-        write(self, checkpoint, path)
+    def note(self: Any, checkpoint: Any, paths: list[Path]) -> None:
+        write(self, checkpoint, paths)
         names = sorted(path.name for path in LAST.parent.iterdir())
         seen.append([str(checkpoint["global_step"]), *names])
 
-    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
+    monkeypatch.setattr(AtomicCheckpointIO, "write", note)
     quick_train(ckpt_every_n_steps=2, limit_val_batches=0)  # three steps an epoch
     assert seen == [
         ["2", "step.ckpt"],

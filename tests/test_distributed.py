@@ -166,10 +166,11 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(
     rank: int, start_two: Callable[..., Processes], tmp_path: Path
 ) -> None:
     assert end(start_two("--name", "unbroken")) == [0, 0]
-    processes = start_two(stop_at=8)  # in the middle of the second epoch
+    processes = start_two(stop_at=13)  # they ask at step 16, which is within an epoch
     wait_until_both_are_there()
     os.kill(processes[rank].pid, signal.SIGTERM)
     assert end(processes) == [143, 0]  # the first one speaks for all
+    assert torch.load(STEP, weights_only=True)["global_step"] == 16
     log = Path("log").read_text()
     assert log.count(f"stopped by SIGTERM; {STEP} is saved; go on with: python") == 1
     assert "Traceback" not in log

@@ -355,7 +355,7 @@ def test_the_slurm_script_saves_requeues_and_goes_on(
         f"--devices {flags['ntasks-per-node']} --num_nodes {flags['nodes']} " in script
     )
     assert flags["signal"].startswith("TERM@")  # without B:, so to the tasks
-    stop_at, codes = 4, []
+    stop_at, codes = 14, []  # they ask at step 16, which is within an epoch
 
     def srun(command: list[str]) -> Done:
         if command[0] != "srun":
@@ -364,7 +364,8 @@ def test_the_slurm_script_saves_requeues_and_goes_on(
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         argv = [*command[2:], *QUICK["train.py"].split(), "--num_nodes", "2"]
-        argv += ["--strategy", "ddp"]
+        argv += ["--strategy", "ddp", "--batch_size", "8"]
+        argv += ["--limit_train_batches", "12"]
         tasks = [
             fork(project, slurm_task, rank, port, argv, stop_at) for rank in (0, 1)
         ]
@@ -390,4 +391,4 @@ def test_the_slurm_script_saves_requeues_and_goes_on(
     saved = torch.load(
         Path("runs/slurm") / LAST.relative_to("runs/run"), weights_only=True
     )
-    assert saved["global_step"] == 6
+    assert saved["global_step"] == 24

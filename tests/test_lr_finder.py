@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from datamodule import CIFAR10DataModule
 from images.loader import Batch
 from lightning_module import LitCustomResNet
 from machine.hardware import Hardware
-from train import settle_lr
+from train import build_module, settle_lr
 from training import lr_finder
 from training.lr_finder import (
     MAX_LR,
@@ -264,7 +265,8 @@ def test_a_range_test_trains_as_the_run_does(
         sync_batchnorm=sync_batchnorm,
     )
     try:
-        settle_lr(config, data, Hardware(HARDWARE, torch.device("cpu"), 1), None)
+        spent = build_module(replace(config, lr=0.01), data)
+        settle_lr(config, data, Hardware(HARDWARE, torch.device("cpu"), 1), None, spent)
     finally:
         torch.use_deterministic_algorithms(False)
     assert seen == {flags}

@@ -53,9 +53,43 @@ def test_hardware_counts_its_processes() -> None:
 
 
 def test_versions_name_what_is_installed() -> None:
-    assert f"torch {torch.__version__.split('+')[0]}" in provenance.versions()
+    versions = provenance.versions(CPU)
+    assert f"torch {torch.__version__.split('+')[0]}" in versions
     python = ".".join(map(str, sys.version_info[:3]))
-    assert provenance.versions().startswith(f"python {python}, ")
+    assert versions.startswith(f"python {python}, ")
+    assert "cud" not in versions
+    assert "driver" not in versions
+
+
+@pytest.mark.parametrize(
+    ("script", "driver"),
+    [("echo 570.86.10; echo 570.86.10", "570.86.10"), ("exit 9", "unknown")],
+)
+def test_versions_of_a_gpu_name_its_libraries_and_driver(
+    script: str, driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.name != "posix":
+        pytest.skip("is a shell script")
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    libraries = f", cuda 12.8, cudnn 91002, driver {driver}"
+    assert provenance.versions(CUDA) == provenance.versions(CPU) + libraries
+    command.unlink()
+    assert provenance.versions(CUDA).endswith(", driver unknown")
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", 0), ("cuda:0", 1), ("mps", 1)])
+def test_the_clock_waits_for_the_device(
+    device: str, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr("time.perf_counter", lambda: len(done))
+    assert provenance.now(device) == waits
 
 
 def test_commit_of_a_checkout_and_of_an_exported_tree(
@@ -75,9 +109,38 @@ def test_commit_of_a_checkout_and_of_an_exported_tree(
     assert provenance.commit() == "unknown"
 
 
-def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
+    assert provenance.commit() == "unknown"  # a copy of a checkout
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
     assert provenance.commit() == "unknown"
+
+
+def test_commit_of_what_git_has_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    tree, exported = tmp_path / "tree", tmp_path / "exported"
+    exported.mkdir()
+    tree.mkdir()
+    for name in (".gitattributes", ".git_archival.txt"):
+        shutil.copy(provenance.PROJECT / name, tree)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tree), *identity, *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    git("archive", "--output", str(tmp_path / "exported.tar"), "HEAD")
+    shutil.unpack_archive(tmp_path / "exported.tar", exported, filter="data")
+    monkeypatch.setattr(provenance, "PROJECT", exported)
+    assert provenance.commit() == f"{git('rev-parse', 'HEAD')}-archive"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")

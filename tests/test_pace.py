@@ -1,19 +1,67 @@
 """The pace of the training, measured small."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import paces, step_profile
 from benchmarks.pace import pace, ratios
-from benchmarks.paces import NoiseDataset, operations
+from benchmarks.paces import NoiseDataset, Setting, operations
 from benchmarks.rows import RESULTS, read_rows
+from benchmarks.step_profile import StepProfiler, step_times
 from common.errors import InputError
 from machine.provenance import PROJECT
+from training import history
 
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "32-true", "base_width": 4}
+SETTING = Setting("cpu", "32-true", 16, 3, base_width=4, compile=False)
+
+
+def tell(times: list[float]) -> Callable[[Any], float]:
+    """A clock that tells these times."""
+    return lambda _: times.pop(0)
+
+
+def test_of_two_epochs_of_the_loop_the_second_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    def now(_: Any) -> int:
+        done.append("clock")
+        return len(done)
+
+    monkeypatch.setattr(paces, "now", now)
+    assert paces.pace(lambda: done.append("step"), SETTING) == 3 * 16 / 4
+    assert done == ["step"] * 3 + ["clock"] + ["step"] * 3 + ["clock"]
+
+
+def test_of_two_epochs_of_the_trainer_the_second_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The training begins, then an epoch begins and ends, and another.
+    monkeypatch.setattr(history, "now", tell([0, 0, 100, 100, 104]))
+    assert paces.trainer_pace(SETTING) == 3 * 16 / 4
+
+
+def test_a_profile_waits_for_the_device_only_at_both_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profiler = StepProfiler(SETTING, 4)
+    monkeypatch.setattr(step_profile, "now", tell([0.5, 8.5]))
+    monkeypatch.setattr("time.perf_counter", lambda: 1.0)
+    for batch in range(8):
+        profiler.on_train_batch_start(None, None, None, batch)
+    profiler.on_train_epoch_end(None, None)
+    assert profiler.seconds == [0.5, 1, 1, 1, 8.5]
+    on_gpu = step_times(SETTING._replace(device="cuda"), profiler.seconds)
+    assert on_gpu == {"ms a step": "2000.00, mean of 4 in a row", "images/s": "8"}
+    on_cpu = step_times(SETTING, [0, 1, 3, 6])
+    assert on_cpu["ms a step"] == "2000.0 (1000.0-3000.0), n = 3"
 
 
 @pytest.mark.slow  # measures for a minute

@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, what is in them, and how they are written."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from common.errors import InputError
 from common.files import replacing, sealed
+
+BEST = "best.ckpt"  # always followed by the last.ckpt of the same epoch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,17 +32,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             InputError: It cannot be written; what was there before still is.
         """
+        self.write(checkpoint, [Path(path)])
+
+    def write(self, checkpoint: dict[str, Any], paths: Sequence[Path]) -> None:
+        """Replace several files by the same, one after the other.
+
+        Raises:
+            InputError: One cannot be written; what was there before still is.
+        """
         content = io.BytesIO()  # torch hides what goes wrong with a file
         torch.save(checkpoint, content)
-        try:
-            with replacing(Path(path)) as file:
-                file.write(sealed(content.getvalue()))
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror or error}); the "
-                "checkpoint before it is whole: put that right, then go on with "
-                "--ckpt_path last"
-            ) from None
+        parts = sealed(content.getbuffer())
+        for path in paths:
+            try:
+                with replacing(path) as file:
+                    file.writelines(parts)
+            except OSError as error:
+                raise InputError(
+                    f"{path}: cannot be written ({error.strerror or error}); the "
+                    "checkpoint before it is whole: put that right, then go on with "
+                    "--ckpt_path last"
+                ) from None
 
 
 class KeptCheckpoint(ModelCheckpoint):
@@ -69,7 +82,7 @@ def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
     """Callbacks that keep `best.ckpt`, by val/acc, and always `last.ckpt`.
 
     `save_last=True` of Lightning's would be the last *best* epoch. "last" comes after
-    "best", so that the newest score is in it.
+    "best", so that the newest score is in it; `BackgroundCheckpointIO` counts on it.
     """
     last = KeptCheckpoint(
         folder, "last", enable_version_counter=False, save_on_train_epoch_end=True
@@ -79,7 +92,7 @@ def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
     return [
         KeptCheckpoint(
             folder,
-            "best",
+            BEST.removesuffix(".ckpt"),
             monitor="val/acc",
             mode="max",
             enable_version_counter=False,

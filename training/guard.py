@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,7 @@ from common.signals import SIGNALS
 from training.history import History
 
 STEP_METRICS = ("losses", "accuracies")  # of the module: of each step of an epoch
+ASK_EVERY = 16  # steps after which several processes agree whether a signal came
 
 
 class Guard(Checkpoint):
@@ -31,7 +32,9 @@ class Guard(Checkpoint):
     *Signals*: the step is finished and saved. Lightning 2.6.6 would end with exit code
     0 on SIGTERM, with 1 on Ctrl-C, and save nothing:
     https://github.com/Lightning-AI/pytorch-lightning/issues/19916. At a second Ctrl-C
-    the run ends at once. Signals that were ignored stay ignored.
+    the run ends at once. Signals that were ignored stay ignored. Several processes stop
+    at the same step: they ask each other every 16 steps, and when an epoch ends, for
+    each time all have to wait for the last one.
 
     *`step.ckpt`*: saved within an epoch, at a signal and every so often. A run goes on
     exactly there: with the next batch, and with the loss and accuracy of each step.
@@ -55,7 +58,7 @@ class Guard(Checkpoint):
     ) -> None:
         self.path, self.every_n_steps = path, every_n_steps
         self.history, self.newest_checkpoints = history, newest_checkpoints
-        self.signum = 0
+        self.signum, self.ask_every = 0, 1
         self.ignored: dict[int, signals.Handler] = {
             signum: handler
             for signum, handler in signals.current().items()
@@ -66,6 +69,7 @@ class Guard(Checkpoint):
         """Take the signals from Lightning; go on with the batch after the last one."""
         signals.install(dict.fromkeys(SIGNALS, self._note_signal))
         signals.install(self.ignored)
+        self.ask_every = ASK_EVERY if trainer.world_size > 1 else 1
         loader: Any = trainer.train_dataloader
         epoch, batch = divmod(trainer.global_step, int(trainer.num_training_batches))
         loader.resume_at(epoch, batch)
@@ -86,13 +90,14 @@ class Guard(Checkpoint):
         if not _steps_in_epoch(trainer):  # the epoch is over: `last.ckpt` is next
             self._check_finite(trainer)
             return
-        signum = self._agreed_signal(trainer)
+        is_asked = trainer.global_step % self.ask_every == 0
+        signum = self._agreed_signal(trainer) if is_asked else 0
         is_due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if self.path is not None and (signum or is_due):
             self._check_finite(trainer)
             trainer.save_checkpoint(self.path)
         if signum:
-            raise StoppedError(signum)
+            _stop(trainer, signum)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Drop what `last.ckpt` has overtaken; stop, if a signal came.
@@ -100,11 +105,19 @@ class Guard(Checkpoint):
         Raises:
             StoppedError: A signal came.
         """
-        if self.path is not None and trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            trainer.strategy.remove_checkpoint(self.path)
         signum = self._agreed_signal(trainer)
         if signum:
-            raise StoppedError(signum)
+            _stop(trainer, signum)
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Do not begin the test before the last checkpoint is on the disk.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        _wait_for_checkpoints(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
@@ -164,7 +177,18 @@ class Guard(Checkpoint):
             # Not through `print`, which the signal may have interrupted. The terminal
             # may be gone.
             with contextlib.suppress(OSError):
-                os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
+                when = b"after this step" if self.ask_every == 1 else b"in a few steps"
+                os.write(2, b"\nstopping %s (Ctrl-C again: at once)\n" % when)
+
+
+def _stop(trainer: pl.Trainer, signum: int) -> NoReturn:
+    _wait_for_checkpoints(trainer)
+    raise StoppedError(signum)
+
+
+def _wait_for_checkpoints(trainer: pl.Trainer) -> None:
+    checkpoint_io: Any = trainer.strategy.checkpoint_io
+    checkpoint_io.wait()
 
 
 def first_bad(losses: Tensor, step: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -11,11 +12,7 @@ from config import Config
 from datamodule import CIFAR10DataModule
 from machine.hardware import Hardware, cudnn_benchmark
 from training.averaging import ExponentialAverage
-from training.checkpoint import (
-    AtomicCheckpointIO,
-    ConfigInCheckpoint,
-    checkpoint_callbacks,
-)
+from training.checkpoint import ConfigInCheckpoint, checkpoint_callbacks
 from training.cuda_graph import CudaGraph
 from training.guard import Guard
 from training.history import History, TrainingClock
@@ -23,6 +20,7 @@ from training.loggers import LoggerDetails, build_loggers
 from training.progress import EpochTable, RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
+from training.saving import BackgroundCheckpointIO
 from training.tensorboard import TensorBoardDetails
 
 
@@ -52,13 +50,25 @@ def build_trainer(
         InputError: A logger refuses.
     """
     loggers = [] if config.fast_dev_run else build_loggers(config, run, saved)
+    saving = BackgroundCheckpointIO()
+
+    def newest_checkpoints() -> list[Path]:
+        saving.wait()
+        return run.newest_checkpoints()
+
+    guard = Guard(
+        None if config.fast_dev_run else run.checkpoints / "step.ckpt",
+        config.ckpt_every_n_steps,
+        history,
+        newest_checkpoints,
+    )
     callbacks = _build_callbacks(config, run, loggers, images, history, clock)
     return pl.Trainer(
         **hardware.arguments,
         max_epochs=config.max_epochs,
         logger=loggers or False,
-        callbacks=[*others, *callbacks],
-        plugins=[AtomicCheckpointIO()],
+        callbacks=[*others, *callbacks, guard],
+        plugins=[saving],
         default_root_dir=config.output_dir,
         fast_dev_run=int(config.fast_dev_run),
         limit_train_batches=config.limit_train_batches,
@@ -89,14 +99,11 @@ def _build_callbacks(
     if config.cuda_graph:
         callbacks.append(CudaGraph())
     if config.fast_dev_run:
-        guard = Guard(None, 0, history, run.newest_checkpoints)
-        return [*callbacks, history, EpochTable(history), guard]
+        return [*callbacks, history, EpochTable(history)]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             callbacks.append(TensorBoardDetails(logger, history))
     callbacks += [LoggerDetails(history), history, EpochTable(history)]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
     has_val = config.val_size and config.limit_val_batches
-    callbacks += checkpoint_callbacks(run.checkpoints, best=bool(has_val))
-    path, steps = run.checkpoints / "step.ckpt", config.ckpt_every_n_steps
-    return [*callbacks, Guard(path, steps, history, run.newest_checkpoints)]
+    return callbacks + checkpoint_callbacks(run.checkpoints, best=bool(has_val))

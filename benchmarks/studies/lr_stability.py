@@ -28,7 +28,7 @@ from common.errors import InputError
 from config import Config
 from machine import provenance
 from machine.hardware import choose_hardware
-from train import load_images, settle_lr
+from train import FAST_DEV_LR, build_module, load_images, settle_lr
 from training.lr_finder import RangeTest, pick
 
 CURVES = RESULTS / "2026-11-22_lr_stability_cpu.jsonl"
@@ -75,7 +75,8 @@ def measure(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
     images = load_images(config)
-    _, test = settle_lr(config, images, hardware, None)
+    spent = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images)
+    _, test = settle_lr(config, images, hardware, None, spent)
     assert test is not None  # for the rate is auto
     return {
         "date": today(),

@@ -341,7 +341,7 @@ def screening(
         circumstances = {
             "date": today(),
             "device": provenance.device_name(CPU),
-            "versions": provenance.versions(),
+            "versions": provenance.versions(CPU),
             "commit": provenance.commit(),
         }
         settings = {"row": number, "epochs": epochs, "base_width": base_width}
