@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.inference import predict_proba
 from lightning_module import LitCustomResNet
 
@@ -37,7 +37,7 @@ class Mistake(NamedTuple):
 
     Attributes:
         image: uint8 (32, 32, 3).
-        heat: float32 (32, 32), Grad-CAM of the predicted class, from 0 to 1.
+        heat: float32 (32, 32), LayerCAM of the predicted class, from 0 to 1.
         predicted: The predicted class.
         probability: That of the predicted class.
         true: The true class.
@@ -130,7 +130,7 @@ def _mistakes(
         return []
     classes = model.hparams["classes"]
     confidence, predicted = probabilities[chosen].max(dim=1)
-    heats = grad_cam(model, images[chosen].permute(0, 3, 1, 2), predicted)
+    heats = layer_cam(model, images[chosen].permute(0, 3, 1, 2), predicted)
     return [
         Mistake(image, heat, classes[guess], probability, classes[label])
         for image, heat, guess, probability, label in zip(

@@ -185,7 +185,7 @@ def reliability_figure(calibration: Calibration) -> Figure:
 
 
 def mistakes_figure(mistakes: Sequence[Mistake]) -> Figure:
-    """Wrongly classified images, each with its Grad-CAM overlay to the right."""
+    """Wrongly classified images, each with its LayerCAM overlay to the right."""
     columns = 4
     rows = max(-(-len(mistakes) // columns), 1)
     figure = Figure(figsize=(10, 1.75 * rows), layout="constrained")

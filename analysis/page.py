@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from analysis.evaluation import confident_mistakes
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.inference import is_known, predict_proba, read_images, top_predictions
 from analysis.report import percent
@@ -68,7 +68,7 @@ def look(model: LitCustomResNet, image: Tensor) -> Look:
     """
     probabilities = predict_proba(model, image)
     [guesses] = top_predictions(probabilities, model.hparams["classes"], TOP)
-    [heat] = grad_cam(model, image, probabilities.argmax(dim=1))
+    [heat] = layer_cam(model, image, probabilities.argmax(dim=1))
     return Look(
         {guess["label"]: guess["probability"] for guess in guesses},
         bool(is_known(probabilities)),

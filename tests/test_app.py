@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 import predict
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.inference import predict_proba
 from analysis.loading import load_model
@@ -152,7 +152,7 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     model = load_model(last(run))
     pixels = np.asarray(Image.open(pictures / "noise.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None]
-    [heat] = grad_cam(model, image, predict_proba(model, image).argmax(dim=1))
+    [heat] = layer_cam(model, image, predict_proba(model, image).argmax(dim=1))
     assert page.look(model, image).picture == explanation(image[0], heat)
 
 

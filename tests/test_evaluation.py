@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import (
 )
 
 from analysis.evaluation import BINS, MISTAKES, calibrate, evaluate_images
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.inference import predict_logits, predict_proba
 from lightning_module import LitCustomResNet
 
@@ -61,12 +61,12 @@ def test_an_evaluation_is_what_the_network_predicts() -> None:
         [place] = (images == mistake.image).all(dim=(1, 2, 3)).nonzero().flatten()
         assert mistake.predicted == CLASSES[said[place]]
         assert mistake.true == CLASSES[labels[place]]
-        heat = grad_cam(model, mistake.image.permute(2, 0, 1)[None], said[place, None])
+        heat = layer_cam(model, mistake.image.permute(2, 0, 1)[None], said[place, None])
         torch.testing.assert_close(mistake.heat, heat[0])
 
 
 def test_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.evaluation.grad_cam", None)  # has nothing to do
+    monkeypatch.setattr("analysis.evaluation.layer_cam", None)  # has nothing to do
     module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
     model = module.eval().requires_grad_(False)
     images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
