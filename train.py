@@ -19,7 +19,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pytorch_lightning as pl
 import torch
 
-from analysis.results import log_confusion, write_end, write_report, write_start
+from analysis.results import write_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
 from config import Config, configured
@@ -121,7 +121,7 @@ def train_in(
     trainer = build_trainer(config, hardware, run, images, history, clock, saved)
     show_start(layer_table(module.net), str(images), config)
     if not is_trial:
-        write_start(run, trainer, config, test)
+        write_start(run, trainer, config, images, test)
     origin = provenance.circumstances(hardware)  # now: files may change
     try:
         trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
@@ -135,7 +135,7 @@ def train_in(
     metrics |= figures_of(trainer, config, clock, started) | origin
     if not is_trial:
         if config.limit_test_batches:
-            log_confusion(trainer, module)
+            write_confusion(run, trainer, module)
         write_end(run, trainer, config, metrics, history.rows)
         if config.report and config.limit_test_batches:
             write_report(run, trainer, images)

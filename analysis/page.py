@@ -10,8 +10,8 @@ from torch import Tensor
 from analysis.evaluation import confident_mistakes
 from analysis.explanation import layer_cam
 from analysis.figures import explanation
+from analysis.html import percent
 from analysis.inference import is_known, predict_proba, read_images, top_predictions
-from analysis.report import percent
 from common.errors import InputError
 from common.text import one_line
 from images.class_folders import FORMATS

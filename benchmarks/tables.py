@@ -24,7 +24,13 @@ from benchmarks import pace, scale, ship
 from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
-from benchmarks.studies import lr_rules, lr_small, small_maps, unknown_images
+from benchmarks.studies import (
+    explanations,
+    lr_rules,
+    lr_small,
+    small_maps,
+    unknown_images,
+)
 from benchmarks.sweeps import find_sweeps, steps_tables, sweep_table
 from common import cli
 from common.errors import InputError
@@ -47,6 +53,7 @@ TABLES = (
         "ablation",
         lambda: steps_tables(read_runs(RESULTS / "ablation.csv")),
     ),
+    Table("docs/lab/explanations.md", "results", explanations.table),
     Table("docs/lab/learning_rate.md", "results", lr_rules.picks_table),
     Table("docs/lab/learning_rate.md", "lr_small", lr_small.table),
     Table(
