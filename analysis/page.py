@@ -36,18 +36,20 @@ NO_IMAGES = (
 )
 PHOTO = 512  # pixels of the longer side, where an image file is shown
 # Whoever has scrolled down the gallery shall see the answer.
-SCROLL = "() => document.getElementById('answer').scrollIntoView({block: 'nearest'})"
+SCROLL = "() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}})"
 # Pixels stay sharp, labels beside what they name, and captions whole on a phone too,
 # where the answer is above the gallery.
 CSS = """
 .picture .image-container {padding-top: 2em}
 .photo .image-container, .photo .image-frame img {max-height: 16em}
-.mistakes .grid-wrap, .examples .grid-wrap {max-height: none; padding-top: 2.5em}
+:is(.mistakes, .examples) .grid-wrap {max-height: none; padding-top: 2.5em}
+.examples .grid-wrap {min-height: 0}
 .mistakes .grid-container {grid-template-columns: repeat(auto-fill, minmax(8em, 1fr))}
-.examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(5em, 1fr))}
-.mistakes .thumbnail-item {aspect-ratio: auto; height: 100%}
-.mistakes img {aspect-ratio: 1; height: auto; image-rendering: pixelated}
-.mistakes .caption-label {
+.examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(6em, 1fr))}
+.mistakes img {image-rendering: pixelated}
+:is(.mistakes, .examples) .thumbnail-item {aspect-ratio: auto; height: 100%}
+:is(.mistakes, .examples) img {aspect-ratio: 1; height: auto}
+:is(.mistakes, .examples) .caption-label {
   position: static; max-width: none; white-space: normal; border: 0; text-align: center;
   opacity: 1 !important
 }
@@ -210,10 +212,11 @@ def _add_upload(model: LitCustomResNet) -> None:
                 height="auto",
                 elem_classes="examples",
             )
-        with gr.Column():
+        with gr.Column(elem_id="look"):
             outputs = _add_outputs()
     upload.change(answer, upload, outputs, concurrency_id="network")
-    gallery.select(answer_drawn, None, outputs, concurrency_id="network")
+    answered = gallery.select(answer_drawn, None, outputs, concurrency_id="network")
+    answered.then(js=SCROLL.format("look"))
 
 
 def known_classes(model: LitCustomResNet) -> str:
@@ -259,7 +262,7 @@ def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
             outputs = [column, *_add_outputs()]
     choice.change(show, choice, [gallery, *outputs], concurrency_id="network")
     answered = gallery.select(answer, choice, outputs, concurrency_id="network")
-    answered.then(js=SCROLL)
+    answered.then(js=SCROLL.format("answer"))
 
 
 def _add_outputs() -> list[Any]:
