@@ -1,7 +1,8 @@
 """Play with a trained network on a page in the browser.
 
 python app.py --ckpt_path runs/NAME/checkpoints/last.ckpt
-python app.py --run runs/NAME        # and browse the mistakes of its last epoch
+python app.py --run runs/NAME               # and browse the mistakes of its last epoch
+python app.py --data_dir data/cifar10       # and those of the project's own weights
 python app.py --help
 """
 
@@ -13,7 +14,7 @@ import tempfile
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from analysis.loading import load_model, settle_device
+from analysis.loading import load_model, read_test_images, settle_device
 from analysis.report import open_run, read_run
 from common import cli
 from common.errors import InputError, StoppedError
@@ -38,7 +39,8 @@ def app(
         ckpt_path: Checkpoint of the network; null for the last one of `--run`, or for
             the project's own weights.
         run: Folder of a finished run, such as runs/NAME, whose mistakes to browse.
-        data_dir: Folder of the run's images; null for that of its training.
+        data_dir: Folder of the images whose mistakes to browse; null for that of the
+            training of `--run`, or for none.
         device: Where to look at images; auto takes a GPU where there is one.
         host: Address to serve the page on; 0.0.0.0 lets all other machines in.
         port: Its port, from 1 to 65535.
@@ -55,11 +57,16 @@ def app(
     from analysis.page import CSS, Mistakes, build_page
 
     path = None if ckpt_path is None else expanded(ckpt_path)
-    if run is None:
-        model, mistakes = load_model(path).to(place), None
-    else:
+    tested = None
+    if run is not None:
         model, images = open_run(read_run(expanded(run), data_dir), path)
-        mistakes = Mistakes(model.to(place), *images.test_set)
+        tested = images.test_set
+    else:
+        model = load_model(path)
+        if data_dir is not None:
+            tested = read_test_images(model, "auto", data_dir)
+    model = model.to(place)
+    mistakes = None if tested is None else Mistakes(model, *tested)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
         serve(build_page(model, mistakes), host, port, css=CSS)

@@ -91,7 +91,7 @@ class CustomResNet(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """Where Grad-CAM looks: the last layer that has more than 3 x 3 places."""
+        """Where LayerCAM looks: the last layer that has more than 3 x 3 places."""
         return self.layer2
 
     def forward(self, x: Tensor) -> Tensor:

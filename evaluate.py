@@ -15,17 +15,13 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
-from analysis.loading import WEIGHTS, load_model
+from analysis.loading import WEIGHTS, load_model, read_test_images
 from common import cli
 from common.errors import InputError
 from common.files import expanded
-from common.text import one_line
 from config import DEFAULT_DIR, Accelerator, Asked, Precision, Tta
-from images import sources
 from images.loader import EvalLoader, fits
-from images.sources import Labelled
 from lightning_module import WITH_TTA, LitCustomResNet
 from machine import memory, provenance
 from machine.hardware import Hardware, choose_hardware, cudnn_benchmark
@@ -91,32 +87,6 @@ def evaluate(
     }
     print(json_format.dumps(results, indent=2) if json else table(results))
     return results
-
-
-def read_test_images(
-    model: LitCustomResNet, data: Asked, data_dir: str, split_dir: str | None
-) -> Labelled:
-    """Test images, uint8 (N, 32, 32, 3), and labels, int64 (N,), as the network counts.
-
-    Raises:
-        InputError: They cannot be read, or one is of a class that it does not know.
-    """
-    if split_dir is None:
-        folder = expanded(data_dir).absolute()
-        source = sources.fetch(data, folder)
-        (images, labels), classes = sources.load_test(source, folder)
-    else:
-        folder = expanded(split_dir)
-        (images, labels), classes = sources.load_split(folder)
-    known = list(model.hparams["classes"])
-    for name in classes:
-        if name not in known:
-            raise InputError(
-                f"{one_line(folder)}: the network knows no class {name!r}, only "
-                f"{', '.join(known)}; leave it out, or rename its folder"
-            )
-    ours: Tensor = torch.tensor([known.index(name) for name in classes])
-    return images, ours[labels]
 
 
 def test(

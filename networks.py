@@ -8,7 +8,7 @@ from common.errors import InputError
 from custom_resnet import CustomResNet
 
 # From the number of classes and the base width to a network that maps normalised images
-# (B, 3, 32, 32) to logits (B, num_classes). Its `cam_layer` is the layer that Grad-CAM
+# (B, 3, 32, 32) to logits (B, num_classes). Its `cam_layer` is the layer that LayerCAM
 # looks at, with an output (B, C, H, W).
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "custom_resnet": CustomResNet,

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.inference import (
     BATCH_SIZE,
@@ -47,7 +47,7 @@ def predict(
         images: Image files, and folders of which all images are taken.
         ckpt_path: Checkpoint of the network; null for the project's own weights.
         json: Write JSON instead of a table.
-        explain: Folder for pictures of where the network looks (Grad-CAM).
+        explain: Folder for pictures of where the network looks (LayerCAM).
         top: How many classes to name of each image.
 
     Raises:
@@ -106,7 +106,7 @@ def predict_batch(
         model: As `load_model` gives it.
         paths: The files.
         top: How many classes to name of each.
-        explain: Folder for Grad-CAM pictures, or None.
+        explain: Folder for LayerCAM pictures, or None.
     """
     images, errors = read_images(paths)
     readable = [path for path in paths if path not in errors]
@@ -126,7 +126,7 @@ def predict_batch(
                 "error": None,
             }
         if explain is not None:
-            heats = grad_cam(model, images, probabilities.argmax(dim=1))
+            heats = layer_cam(model, images, probabilities.argmax(dim=1))
             save_explanations(Path(explain), readable, images, heats)
     return [results[path] for path in paths]
 
@@ -140,7 +140,7 @@ def save_explanations(
         folder: Where to.
         paths: Where the N images come from.
         images: uint8 (N, 3, 32, 32).
-        heats: float32 (N, 32, 32), of `grad_cam`.
+        heats: float32 (N, 32, 32), of `layer_cam`.
     """
     for path, image, heat in zip(paths, images, heats, strict=True):
         explanation(image, heat).save(folder / picture_name(path))

@@ -1,15 +1,25 @@
-"""Write the report of finished runs: one HTML file each, that loads nothing.
+"""Write the report of a finished run, or compare several: a page that loads nothing.
 
-python report.py runs/NAME          # writes runs/NAME/report.html
+python report.py runs/NAME             # writes runs/NAME/report.html
+python report.py runs/A runs/B ...     # writes runs/comparison.html
 
-train.py does the same at the end of a run.
+train.py writes the first at the end of a run.
 """
 
 from pathlib import Path
 from typing import Literal
 
+from analysis.comparison import write_comparison
+from analysis.evaluation import evaluate_images
 from analysis.loading import settle_device
-from analysis.report import evaluate_run, read_run, write_report
+from analysis.report import (
+    RECORDS,
+    hide_images,
+    open_run,
+    read_images,
+    read_run,
+    write_report,
+)
 from common import cli
 from common.files import expanded
 
@@ -18,27 +28,58 @@ def report(
     runs: list[str],
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     data_dir: str | None = None,
-) -> list[Path]:
-    """Write the report of finished runs.
+    output: str | None = None,
+    public: bool = False,
+) -> Path:
+    """Write the report of a finished run, or a page that compares several.
 
     Args:
-        runs: Folders of runs, such as runs/NAME.
+        runs: Folders of runs, such as runs/NAME; several are compared.
         device: Where to look at the test images; auto takes a GPU where there is one.
         data_dir: Folder of the images; null for that of the training.
+        output: The HTML file; null for report.html in the run's folder, or for
+            comparison.html beside the folder of the first run.
+        public: Leave out what is not for everybody: images of the data set, in whose
+            place drawings stand, and folders of this machine.
 
     Returns:
-        The HTML file of each.
+        The HTML file.
 
     Raises:
         InputError: A run is not finished, or something it needs cannot be read.
     """
+    folders = [expanded(run) for run in runs]
+    path = None if output is None else expanded(output)
+    if len(folders) > 1:
+        beside = folders[0] if folders[0].name else folders[0].absolute()
+        page = write_comparison(
+            [read_run(folder, files=RECORDS) for folder in folders],
+            path or beside.parent / "comparison.html",
+            public=public,
+        )
+    else:
+        page = report_run(folders[0], device, data_dir, path, public=public)
+    print(page, flush=True)
+    return page
+
+
+def report_run(
+    folder: Path,
+    device: Literal["auto", "cpu", "cuda", "mps"],
+    data_dir: str | None,
+    path: Path | None,
+    *,
+    public: bool,
+) -> Path:
+    """Write the report of a run; `report` says what is given, returned and raised."""
     place = settle_device(device)
-    paths = []
-    for folder in map(expanded, runs):
-        run = read_run(folder, data_dir)
-        paths.append(write_report(run, evaluate_run(run, place)))
-        print(paths[-1], flush=True)
-    return paths
+    run = read_run(folder, data_dir)
+    model, images = open_run(run)
+    evaluation = evaluate_images(model.to(place), *images.test_set)
+    if public:
+        evaluation = hide_images(evaluation)
+    shown = read_images(images, public=public)
+    return write_report(run, evaluation, shown, path, public=public)
 
 
 def main() -> None:

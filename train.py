@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from analysis.loading import read_trained
-from analysis.results import log_confusion, write_end, write_report, write_start
+from analysis.results import write_confusion, write_end, write_report, write_start
 from common import cli
 from common.errors import StoppedError
 from config import Config, configured
@@ -158,7 +158,7 @@ def train_in(
         config, hardware, run, images, history, clock, saved, callbacks
     )
     if not is_trial:
-        write_start(run, trainer, config, test)
+        write_start(run, trainer, config, images, test)
     origin = provenance.circumstances(hardware)  # now: files may change
     try:
         trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
@@ -172,7 +172,7 @@ def train_in(
     metrics |= figures_of(trainer, config, clock, started) | origin
     if not is_trial:
         if config.limit_test_batches:
-            log_confusion(trainer, module)
+            write_confusion(run, trainer, module)
         write_end(run, trainer, config, metrics, history.rows)
         if config.report and config.limit_test_batches:
             write_report(run, trainer, images)

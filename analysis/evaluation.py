@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.inference import predict_proba
 from lightning_module import LitCustomResNet
 
@@ -37,7 +37,7 @@ class Mistake(NamedTuple):
 
     Attributes:
         image: uint8 (32, 32, 3).
-        heat: float32 (32, 32), Grad-CAM of the predicted class, from 0 to 1.
+        heat: float32 (32, 32), LayerCAM of the predicted class, from 0 to 1.
         predicted: The predicted class.
         probability: That of the predicted class.
         true: The true class.
@@ -48,6 +48,40 @@ class Mistake(NamedTuple):
     predicted: str
     probability: float
     true: str
+
+
+class ClassResult(NamedTuple):
+    """Results on the images of a class.
+
+    Attributes:
+        name: The class.
+        images: Images of it.
+        precision: Share of the images put into the class that are of it; None where
+            none is put into it.
+        recall: Share of the images of the class that are put into it; None where there
+            are none.
+    """
+
+    name: str
+    images: int
+    precision: float | None
+    recall: float | None
+
+
+class Pair(NamedTuple):
+    """A class that is taken for another.
+
+    Attributes:
+        true: The class.
+        predicted: The other.
+        images: How many of its images.
+        share: That of all its images.
+    """
+
+    true: str
+    predicted: str
+    images: int
+    share: float
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +98,40 @@ class Evaluation(NamedTuple):
     counts: Tensor
     calibration: Calibration
     mistakes: list[Mistake]
+
+    def class_results(self) -> list[ClassResult]:
+        """Precision and recall of each class."""
+        rights = self.counts.diag().tolist()
+        predicted, there = (self.counts.sum(dim=dim).tolist() for dim in (0, 1))
+        return [
+            ClassResult(
+                name,
+                images,
+                right / said if said else None,
+                right / images if images else None,
+            )
+            for name, right, said, images in zip(
+                self.classes, rights, predicted, there, strict=True
+            )
+        ]
+
+    def confused_pairs(self, count: int) -> list[Pair]:
+        """The classes that are most often taken for another, by number of images.
+
+        Args:
+            count: How many pairs at most.
+        """
+        size = len(self.classes)
+        wrong = self.counts.masked_fill(torch.eye(size, dtype=torch.bool), 0).flatten()
+        found = wrong.argsort(descending=True, stable=True)[:count].tolist()
+        totals = self.counts.sum(dim=1).tolist()
+        return [
+            Pair(self.classes[true], self.classes[predicted], images, images / total)
+            for place in found
+            if (images := int(wrong[place]))
+            for true, predicted in [divmod(place, size)]
+            for total in [totals[true]]
+        ]
 
 
 def evaluate_images(
@@ -130,7 +198,7 @@ def _mistakes(
         return []
     classes = model.hparams["classes"]
     confidence, predicted = probabilities[chosen].max(dim=1)
-    heats = grad_cam(model, images[chosen].permute(0, 3, 1, 2), predicted)
+    heats = layer_cam(model, images[chosen].permute(0, 3, 1, 2), predicted)
     return [
         Mistake(image, heat, classes[guess], probability, classes[label])
         for image, heat, guess, probability, label in zip(

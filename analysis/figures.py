@@ -45,12 +45,17 @@ def rendered(figure: Figure) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def lr_finder_figure(test: RangeTest) -> Figure:
-    """Loss over learning rate, raw and smoothed, with the pick."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+def lr_finder_figure(test: RangeTest, size: tuple[float, float] = (6.4, 4)) -> Figure:
+    """Loss over learning rate, raw and smoothed, with the pick.
+
+    Args:
+        test: The range test.
+        size: In inches.
+    """
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     smoothed = smooth(test.losses)
-    axes.semilogx(test.lrs, test.losses, color="0.8", label="loss of a batch")
+    axes.semilogx(test.lrs, test.losses, color="0.6", label="loss of a batch")
     axes.semilogx(test.lrs, smoothed, color="C0", label="smoothed")
     axes.axvspan(*test.valley, color="C0", alpha=0.1, linewidth=0, label="valley")
     axes.axvline(test.lr, color="C3", linestyle="--", label=f"max LR {test.lr:.3g}")
@@ -84,10 +89,15 @@ def _draw_curves(axes: Any, rows: Sequence[Row], metric: str) -> None:
         values = [scale * row.get(f"{split}/{metric}", np.nan) for row in rows]
         if not np.isnan(values).all():
             axes.plot(epochs, values, marker="o", markersize=3, label=split)
-    axes.set(xlabel="epoch", ylabel="accuracy (%)" if metric == "acc" else "loss")
+    _label_epochs(axes, metric)
+    axes.legend()
+
+
+def _label_epochs(axes: Any, metric: str) -> None:
+    is_accuracy = metric.endswith("acc")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)" if is_accuracy else "loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
 
 
 def schedule_figure(lrs: Sequence[float], epochs: int) -> Figure:
@@ -192,8 +202,46 @@ def reliability_figure(calibration: Calibration) -> Figure:
     return figure
 
 
+def samples_figure(images: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
+    """Images with the names of their classes.
+
+    Args:
+        images: uint8 (N, 32, 32, 3).
+        labels: int64 (N,).
+        classes: Name of each of the C classes.
+    """
+    columns = 8
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(10, 1.45 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, label in zip(grid, images, labels.tolist(), strict=False):
+        axes.imshow(image.numpy())
+        axes.set_title(_short(classes[label]), fontsize="small", parse_math=False)
+    return figure
+
+
+def comparison_figure(runs: dict[str, list[Row]], metric: str) -> Figure:
+    """A metric of several runs by epoch, a line a run.
+
+    Args:
+        runs: The rows of each, by its name.
+        metric: Such as "val/acc"; runs without it have no line.
+    """
+    figure = Figure(figsize=SMALL, layout="constrained")
+    axes = figure.subplots()
+    scale = 100 if metric.endswith("acc") else 1
+    for number, rows in enumerate(runs.values()):
+        done = [row for row in rows if metric in row]
+        values = [scale * row[metric] for row in done]
+        axes.plot([row["epoch"] + 1 for row in done], values, color=f"C{number}")
+    _label_epochs(axes, metric)
+    return figure
+
+
 def mistakes_figure(mistakes: Sequence[Mistake]) -> Figure:
-    """Wrongly classified images, each with its Grad-CAM overlay to the right."""
+    """Wrongly classified images, each with its LayerCAM overlay to the right."""
     columns = 4
     rows = max(-(-len(mistakes) // columns), 1)
     figure = Figure(figsize=(10, 1.75 * rows), layout="constrained")

@@ -4,11 +4,16 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from analysis.weights import read_weights
 from common.errors import InputError, is_out_of_memory
+from common.files import expanded
 from common.text import one_line
+from config import Asked
 from datamodule import CIFAR10DataModule
+from images import sources
+from images.sources import Labelled
 from lightning_module import LitCustomResNet
 from machine.hardware import cuda_problem
 from training.resume import WEIGHTS_SUFFIX, Checkpoint, read_checkpoint
@@ -66,6 +71,32 @@ def read_trained(path: Path, flag: str = "ckpt_path") -> Checkpoint:
     if path.suffix == WEIGHTS_SUFFIX:
         return read_weights(path, flag)
     return read_checkpoint(path, flag, to_resume=False)
+
+
+def read_test_images(
+    model: LitCustomResNet, data: Asked, data_dir: str, split_dir: str | None = None
+) -> Labelled:
+    """Test images, uint8 (N, 32, 32, 3), and labels, int64 (N,), as the network counts.
+
+    Raises:
+        InputError: They cannot be read, or one is of a class that it does not know.
+    """
+    if split_dir is None:
+        folder = expanded(data_dir).absolute()
+        source = sources.fetch(data, folder)
+        (images, labels), classes = sources.load_test(source, folder)
+    else:
+        folder = expanded(split_dir)
+        (images, labels), classes = sources.load_split(folder)
+    known = list(model.hparams["classes"])
+    for name in classes:
+        if name not in known:
+            raise InputError(
+                f"{one_line(folder)}: the network knows no class {name!r}, only "
+                f"{', '.join(known)}; leave it out, or rename its folder"
+            )
+    ours: Tensor = torch.tensor([known.index(name) for name in classes])
+    return images, ours[labels]
 
 
 def check_same_images(

@@ -1,23 +1,28 @@
 """The page of app.py: predictions of images, and the most confident mistakes."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+import torch
 from PIL import Image
 from torch import Tensor
 
+from analysis.drawings import examples
 from analysis.evaluation import confident_mistakes
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.figures import explanation
+from analysis.html import percent
 from analysis.inference import is_known, predict_proba, read_images, top_predictions
-from analysis.report import percent
 from common.errors import InputError
 from common.text import one_line
 from images.class_folders import FORMATS
+from images.image_folder import read_photo, to_pixels
 from lightning_module import LitCustomResNet
 
 TOP = 5  # classes that are named of an image
+NAMED = 50  # classes that are listed
 SHOWN = 24  # mistakes in the gallery
 EVERY_CLASS = -1  # in the place of a label
 KEPT = (60, 600)  # seconds: how often to look for uploads, and how old they may become
@@ -25,23 +30,30 @@ UNKNOWN = (
     "Probably none of the classes: the network is less sure of this image than if it "
     "had to choose between two classes."
 )
-NO_RUN = (
-    "Start with `python app.py --run runs/NAME` to browse the test images that the "
-    "network of a run puts into a wrong class."
+NO_IMAGES = (
+    "Start with `python app.py --run runs/NAME`, or with `--data_dir FOLDER`, to "
+    "browse the test images that the network puts into a wrong class."
 )
-# On a phone the answer is below the gallery, where nobody sees it.
-SCROLL = "() => document.getElementById('answer').scrollIntoView({block: 'nearest'})"
-# Pixels stay sharp, labels beside what they name, and captions whole on a phone too.
+PHOTO = 512  # pixels of the longer side, where an image file is shown
+# Whoever has scrolled down the gallery shall see the answer.
+SCROLL = "() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}})"
+# Pixels stay sharp, labels beside what they name, and captions whole on a phone too,
+# where the answer is above the gallery.
 CSS = """
 .picture .image-container {padding-top: 2em}
-.mistakes .grid-wrap {max-height: none; padding-top: 2.5em}
+.photo .image-container, .photo .image-frame img {max-height: 16em}
+:is(.mistakes, .examples) .grid-wrap {max-height: none; padding-top: 2.5em}
+.examples .grid-wrap {min-height: 0}
 .mistakes .grid-container {grid-template-columns: repeat(auto-fill, minmax(8em, 1fr))}
-.mistakes .thumbnail-item {aspect-ratio: auto; height: 100%}
-.mistakes img {aspect-ratio: 1; height: auto; image-rendering: pixelated}
-.mistakes .caption-label {
+.examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(6em, 1fr))}
+.mistakes img {image-rendering: pixelated}
+:is(.mistakes, .examples) .thumbnail-item {aspect-ratio: auto; height: 100%}
+:is(.mistakes, .examples) img {aspect-ratio: 1; height: auto}
+:is(.mistakes, .examples) .caption-label {
   position: static; max-width: none; white-space: normal; border: 0; text-align: center;
   opacity: 1 !important
 }
+@media (max-width: 48em) {#answer {order: -1}}
 """
 
 
@@ -52,11 +64,22 @@ class Look(NamedTuple):
         probabilities: Those of the most probable classes.
         known: Whether the image is probably of any of the classes.
         picture: The image as the network sees it, beside where it looks.
+        photo: The image as people see it, where that is another.
+        true: The true class, where it is known.
     """
 
     probabilities: dict[str, float]
     known: bool
     picture: Image.Image
+    photo: Image.Image | None = None
+    true: str | None = None
+
+    def verdict(self) -> str:
+        """The true class and the most probable one, in Markdown; empty if unknown."""
+        if self.true is None:
+            return ""
+        predicted = next(iter(self.probabilities))
+        return f"It is **{escape(self.true)}**, taken for **{escape(predicted)}**."
 
 
 def look(model: LitCustomResNet, image: Tensor) -> Look:
@@ -68,7 +91,7 @@ def look(model: LitCustomResNet, image: Tensor) -> Look:
     """
     probabilities = predict_proba(model, image)
     [guesses] = top_predictions(probabilities, model.hparams["classes"], TOP)
-    [heat] = grad_cam(model, image, probabilities.argmax(dim=1))
+    [heat] = layer_cam(model, image, probabilities.argmax(dim=1))
     return Look(
         {guess["label"]: guess["probability"] for guess in guesses},
         bool(is_known(probabilities)),
@@ -86,7 +109,7 @@ def look_at_file(model: LitCustomResNet, path: str) -> Look:
     if errors:
         name = one_line(Path(path).name)  # nobody knows the folder of uploads
         raise InputError(errors[path].replace(one_line(path), name))
-    return look(model, image)
+    return look(model, image)._replace(photo=read_photo(path, PHOTO))
 
 
 class Mistakes:
@@ -132,6 +155,11 @@ class Mistakes:
             for place in self.most_confident(true)
         ]
 
+    def look(self, model: LitCustomResNet, place: int) -> Look:
+        """What the network says of the image at a position, and what is true."""
+        found = look(model, self.images[place].permute(2, 0, 1)[None])
+        return found._replace(true=self.classes[int(self.labels[place])])
+
     def _caption(self, place: int) -> str:
         confidence, predicted = self.probabilities[place].max(dim=0)
         true = self.classes[int(self.labels[place])]
@@ -149,36 +177,71 @@ def build_page(model: LitCustomResNet, mistakes: Mistakes | None) -> gr.Blocks:
             _add_upload(model)
         with gr.Tab("Mistakes"):
             if mistakes is None:
-                gr.Markdown(NO_RUN)
+                gr.Markdown(NO_IMAGES)
             else:
                 _add_mistakes(model, mistakes)
     return page
 
 
 def _add_upload(model: LitCustomResNet) -> None:
+    drawn = examples(list(model.hparams["classes"]))
+
     def answer(path: str | None) -> list[Any]:
         try:
             return _as_shown(None if path is None else look_at_file(model, path))
         except InputError as error:
             return _as_shown(None, note=str(error))
 
+    def answer_drawn(event: gr.SelectData) -> list[Any]:
+        drawing, _ = drawn[event.index]
+        image = torch.from_numpy(to_pixels(drawing).copy()).permute(2, 0, 1)[None]
+        return _as_shown(look(model, image)._replace(photo=drawing))
+
+    gr.Markdown(f"It knows these classes: {known_classes(model)}.")
     with gr.Row():
         with gr.Column():
             # gr.Image would open the file itself, and fail with another message.
-            upload = gr.File(label=f"Image ({', '.join(FORMATS)})", height=240)
-        with gr.Column():
+            upload = gr.File(label=f"Image ({', '.join(FORMATS)})", height=180)
+            gallery = gr.Gallery(
+                drawn,
+                label="Or one of these, which are drawn",
+                format="png",
+                allow_preview=False,
+                buttons=[],
+                interactive=False,
+                height="auto",
+                elem_classes="examples",
+            )
+        with gr.Column(elem_id="look"):
             outputs = _add_outputs()
     upload.change(answer, upload, outputs, concurrency_id="network")
+    answered = gallery.select(answer_drawn, None, outputs, concurrency_id="network")
+    answered.then(js=SCROLL.format("look"))
+
+
+def known_classes(model: LitCustomResNet) -> str:
+    """The names of the classes, in Markdown; of many, the first."""
+    names = list(model.hparams["classes"])
+    shown = [escape(name) for name in names[:NAMED]]
+    rest = len(names) - len(shown)
+    return ", ".join([*shown, *([f"and {rest} more"] if rest else [])])
+
+
+def escape(name: str) -> str:
+    """A class name as it is, where Markdown would see more in it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", name)
 
 
 def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
     def show(true: int) -> list[Any]:
         pictures = mistakes.gallery(true)
-        return [gr.Gallery(pictures, selected_index=None), *_as_shown(None)]
+        hidden = gr.Column(visible=False)
+        return [gr.Gallery(pictures, selected_index=None), hidden, *_as_shown(None)]
 
     def answer(true: int, event: gr.SelectData) -> list[Any]:
         place = mistakes.most_confident(true)[event.index]
-        return _as_shown(look(model, mistakes.images[place].permute(2, 0, 1)[None]))
+        found = mistakes.look(model, place)
+        return [gr.Column(visible=True), *_as_shown(found)]
 
     choice = gr.Dropdown(
         mistakes.choices(), value=EVERY_CLASS, label="True class", filterable=False
@@ -195,17 +258,27 @@ def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
                 height="auto",
                 elem_classes="mistakes",
             )
-        with gr.Column(elem_id="answer"):
-            outputs = _add_outputs()
+        with gr.Column(elem_id="answer", visible=False) as column:
+            outputs = [column, *_add_outputs()]
     choice.change(show, choice, [gallery, *outputs], concurrency_id="network")
     answered = gallery.select(answer, choice, outputs, concurrency_id="network")
-    answered.then(js=SCROLL)
+    answered.then(js=SCROLL.format("answer"))
 
 
 def _add_outputs() -> list[Any]:
     return [
         gr.Textbox(label="Note", lines=2, visible=False, interactive=False),
+        gr.Markdown(visible=False),
         gr.Label(label="Most probable classes"),
+        gr.Image(
+            label="The image",
+            alt_text="The image as it is",
+            format="png",
+            interactive=False,
+            buttons=[],
+            visible=False,
+            elem_classes="photo",
+        ),
         gr.Image(
             label="What the network sees, and where it looks",
             alt_text="The image as the network sees it, and beside it with the places "
@@ -221,9 +294,12 @@ def _add_outputs() -> list[Any]:
 def _as_shown(found: Look | None, note: str = "") -> list[Any]:
     """The values of `_add_outputs`."""
     if found is None:
-        return [gr.Textbox(note, visible=bool(note)), None, None]
+        hidden = gr.Markdown(visible=False), gr.Image(None, visible=False)
+        return [gr.Textbox(note, visible=bool(note)), hidden[0], None, hidden[1], None]
     return [
         gr.Textbox(UNKNOWN, visible=not found.known),
+        gr.Markdown(found.verdict(), visible=found.true is not None),
         found.probabilities,
+        gr.Image(found.photo, visible=found.photo is not None),
         found.picture,
     ]

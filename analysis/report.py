@@ -1,12 +1,12 @@
 """The report of a run: one HTML file that loads nothing from elsewhere."""
 
-import base64
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,22 +14,24 @@ import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
+from torch import Tensor
 
 from analysis import figures
-from analysis.evaluation import Evaluation, Mistake, evaluate_images
+from analysis.evaluation import Evaluation, Mistake
+from analysis.html import data_uri, png, svg, write_page
 from analysis.loading import check_same_images, load_model
+from analysis.samples import Samples, first_samples
 from common.errors import InputError
-from common.files import replacing
 from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet, one_cycle
 from networks import build_network
 from training.history import Row
+from training.lr_finder import RangeTest
 
-TEMPLATES = Path(__file__).parent / "templates"
-FILES = ("config.yaml", "metrics.json", "metrics.csv", "checkpoints/last.ckpt")
+RECORDS = ("config.yaml", "metrics.json", "metrics.csv")
+FILES = (*RECORDS, "checkpoints/last.ckpt")
 # What a report shows or uses. Runs of before another flag was there have its default.
 FLAGS = ("data", "data_dir", "batch_size", "val_size", "seed", "lr", "base_width")
 METRICS = (
@@ -41,18 +43,11 @@ METRICS = (
     *("max_lr", "epochs", "seconds", "images_per_second"),
     *("command", "commit", "device", "precision", "versions"),
 )
-NOTHING, SPACE = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
-INK = "#010101"  # stands for the page's own text colour
-STYLE: dict[Any, Any] = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    # Blue, orange, green, red that can be seen on white and on black.
-    "axes.prop_cycle": "cycler('color', ['#2f81c7', '#e07b22', '#3a9a4b', '#d6404b'])",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text, in the page's font
-}
+SAMPLES = 10  # training images that are shown
+PAIRS = 10  # most confused pairs that are named
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+NUMBERED = 25  # classes whose confusion matrix has legible numbers
+FOLDERS = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
 
 class Run(NamedTuple):
@@ -63,27 +58,55 @@ class Run(NamedTuple):
         config: That of config.yaml.
         metrics: What is in metrics.json.
         rows: The rows of metrics.csv.
+        test: The range test; None where there was none, or it was not kept.
     """
 
     path: Path
     config: Config
     metrics: dict[str, Any]
     rows: list[Row]
+    test: RangeTest | None = None
+
+    def started(self) -> datetime | None:
+        """When it began, by its files for TensorBoard; None where they are gone."""
+        names = [path.name for path in self.path.glob("events.out.tfevents.*")]
+        times = [int(found[1]) for found in map(EVENTS.match, names) if found]
+        return datetime.fromtimestamp(min(times), UTC) if times else None
+
+    def best_epoch(self) -> Row | None:
+        """The row of the first epoch with the best validation accuracy, if any."""
+        rows = [row for row in self.rows if "val/acc" in row]
+        return max(rows, key=lambda row: row["val/acc"], default=None)
 
 
-def read_run(path: Path, data_dir: str | None = None) -> Run:
+class Images(NamedTuple):
+    """What a report shows of the images of a run.
+
+    Attributes:
+        sizes: Images of each split.
+        samples: Some of those for training.
+    """
+
+    sizes: dict[str, int]
+    samples: Samples
+
+
+def read_run(
+    path: Path, data_dir: str | None = None, files: Sequence[str] = FILES
+) -> Run:
     """Read the files of a run folder.
 
     Args:
         path: The folder.
         data_dir: Where the images are now; None for where they were.
+        files: What must be there.
 
     Raises:
         InputError: The run is not finished, or a file is not as train.py writes it.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give that of a run, as runs/NAME")
-    missing = [name for name in FILES if not (path / name).is_file()]
+    missing = [name for name in files if not (path / name).is_file()]
     if missing:
         raise InputError(
             f"{path} has no {', no '.join(missing)}: not a finished run; go on with it "
@@ -94,7 +117,7 @@ def read_run(path: Path, data_dir: str | None = None) -> Run:
         config = replace(config, data_dir=data_dir)
     metrics = _read(path / "metrics.json", json.loads, METRICS)
     rows = _read(path / "metrics.csv", _parse_rows, ())
-    return Run(path, config, metrics, rows)
+    return Run(path, config, metrics, rows, _read_range_test(path / "lr_finder.json"))
 
 
 def open_run(
@@ -119,65 +142,92 @@ def open_run(
             run.config.batch_size,
             run.config.val_size,
             run.config.seed,
+            run.config.crop_padding,
+            run.config.padding_mode,
+            run.config.flip,
+            run.config.cutout,
         )
         images.setup()
     check_same_images(model, images, ckpt_path)
     return model, images
 
 
-def evaluate_run(
-    run: Run, device: torch.device, images: CIFAR10DataModule | None = None
-) -> Evaluation:
-    """Evaluate the network of the last epoch on all test images.
+def write_report(
+    run: Run,
+    evaluation: Evaluation,
+    images: Images,
+    path: Path | None = None,
+    *,
+    public: bool = False,
+) -> Path:
+    """Write the report of a run.
 
     Args:
         run: A finished run.
-        device: Where to look at them.
-        images: The run's data module, set up; None to read the images again.
-
-    Raises:
-        InputError: The checkpoint or the images cannot be read, or do not fit.
-    """
-    model, images = open_run(run, images=images)
-    return evaluate_images(model.to(device), *images.test_set)
-
-
-def write_report(run: Run, evaluation: Evaluation) -> Path:
-    """Write `report.html` into the run's folder.
+        evaluation: Of the network of its last epoch on all test images.
+        images: Its images.
+        path: The HTML file; None for `report.html` in the run's folder.
+        public: Whether to leave out folders of this machine. The images are left out
+            where `read_images` and `hide_images` have done so.
 
     Raises:
         InputError: The package that fills in the template is missing.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise InputError(
-            "it needs jinja2; pip install -r requirements-extras.txt"
-        ) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "duration": duration, "flag": _flag}
-    environment.globals["nothing"] = NOTHING
     drawings = {
         name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
-    page = environment.get_template("report.html").render(
+    finder = run.path / "lr_finder.png"  # all that older runs have kept
+    return write_page(
+        path or run.path / "report.html",
+        "report.html",
         run=run,
+        started=run.started(),
+        best=run.best_epoch(),
         evaluation=evaluation,
+        sizes=images.sizes,
+        samples=_strip(images.samples),
         parameters=_parameters(run, evaluation),
         drawings=drawings,
-        lr_finder=_embedded(run.path / "lr_finder.png"),
+        numbered=len(evaluation.classes) <= NUMBERED,
+        pairs=evaluation.confused_pairs(PAIRS),
+        lr_finder=data_uri(finder.read_bytes()) if finder.is_file() else None,
         gallery=[(mistake, *_pictures(mistake)) for mistake in evaluation.mistakes],
+        public=public,
+        shown=without_folders if public else str,
     )
-    path = run.path / "report.html"
-    with replacing(path) as file:
-        file.write(page.encode())
-    return path
+
+
+def read_images(images: CIFAR10DataModule, *, public: bool = False) -> Images:
+    """What a report shows of the images of a run.
+
+    Args:
+        images: The run's data module, set up.
+        public: Whether a drawing stands in the place of each.
+    """
+    stand_in = placeholder() if public else None
+    return Images(images.sizes(), first_samples(images, SAMPLES, stand_in))
+
+
+def hide_images(evaluation: Evaluation) -> Evaluation:
+    """The same figures, with a drawing in the place of each image."""
+    hidden = [one._replace(image=placeholder()) for one in evaluation.mistakes]
+    return evaluation._replace(mistakes=hidden)
+
+
+def placeholder() -> Tensor:
+    """A drawing that stands for an image and says so, uint8 (32, 32, 3)."""
+    drawing = Image.new("RGB", (32, 32), (130, 140, 150))
+    canvas = ImageDraw.Draw(drawing)
+    canvas.rectangle((0, 0, 31, 31), outline=(90, 100, 110))
+    canvas.multiline_text(
+        (16, 16), "not\nshown", "white", anchor="mm", align="center", font_size=10
+    )
+    return torch.from_numpy(np.array(drawing))
+
+
+def without_folders(text: str) -> str:
+    """A command or a path without the folders that only this machine has."""
+    return FOLDERS.sub("…/", text)
 
 
 def lr_schedule(lr: float, steps: int) -> list[float]:
@@ -197,52 +247,22 @@ def lr_schedule(lr: float, steps: int) -> list[float]:
     return rates
 
 
-def svg(draw: Callable[[], Figure], name: str) -> str:
-    """Draw a figure as an SVG element whose axes and text have the page's colour.
-
-    Args:
-        draw: Makes the figure.
-        name: Tells its parts from those of other figures on the page.
-    """
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with figures.own_style(STYLE | {"svg.hashsalt": name}):
-        draw().savefig(file, format="svg", transparent=True, metadata=nothing)
-    text = file.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # the same in every figure
-    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text)
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    """A share as in "90.35 %"; a dash for none."""
-    return NOTHING if share is None else f"{100 * share:.{digits}f}{SPACE}%"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as in "28 s", "27 min 19 s" or "2 h 5 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    text = f"{hours} h {minutes} min" if hours else text
-    return text.replace(" ", SPACE)
-
-
-def _flag(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)  # as in config.yaml
-
-
 def _drawings(run: Run, evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
-    rows, counts, classes = run.rows, evaluation.counts, evaluation.classes
+    rows, counts, test = run.rows, evaluation.counts, run.test
     lrs = lr_schedule(float(run.config.lr), int(rows[-1]["step"]))
-    return {
+    drawings: dict[str, Callable[[], Figure]] = {
         "loss": lambda: figures.curve_figure(rows, "loss"),
         "accuracy": lambda: figures.curve_figure(rows, "acc"),
         "schedule": lambda: figures.schedule_figure(lrs, len(rows)),
-        "confusion": lambda: figures.confusion_figure(counts, classes),
-        "per_class": lambda: figures.per_class_figure(counts, classes),
         "reliability": lambda: figures.reliability_figure(evaluation.calibration),
     }
+    if test is not None:
+        drawings["lr_finder"] = lambda: figures.lr_finder_figure(test, figures.SMALL)
+    if len(evaluation.classes) > NUMBERED:
+        drawings["confusion"] = lambda: figures.confusion_figure(
+            counts, evaluation.classes
+        )
+    return drawings
 
 
 def _read(path: Path, parse: Callable[[str], Any], keys: Sequence[str]) -> Any:
@@ -267,6 +287,14 @@ def _read_config(path: Path) -> Config:
         ) from None
 
 
+def _read_range_test(path: Path) -> RangeTest | None:
+    if not path.is_file():
+        return None
+    found = _read(path, json.loads, RangeTest._fields)
+    losses = [np.nan if loss is None else loss for loss in found["losses"]]
+    return RangeTest(found["lrs"], losses, tuple(found["valley"]), found["lr"])
+
+
 def _parse_rows(text: str) -> list[Row]:
     rows = list(csv.DictReader(io.StringIO(text)))
     if any(not row.get("epoch") or not row.get("step") for row in rows):
@@ -286,18 +314,10 @@ def _parameters(run: Run, evaluation: Evaluation) -> int:
 
 def _pictures(mistake: Mistake) -> tuple[str, str]:
     image = mistake.image.numpy()
-    return _png(image), _png(figures.overlay(image, mistake.heat.numpy()))
+    return png(image), png(figures.overlay(image, mistake.heat.numpy()))
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return _data_uri(file.getvalue())
-
-
-def _embedded(path: Path) -> str | None:
-    return _data_uri(path.read_bytes()) if path.is_file() else None
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _strip(samples: Samples) -> list[tuple[str, str]]:
+    """Each sample as it is, and as the training sees it."""
+    both = zip(samples.originals, samples.augmented, strict=True)
+    return [(png(image.numpy()), png(seen.numpy())) for image, seen in both]

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
 from analysis import report
-from analysis.evaluation import Evaluation
+from analysis.evaluation import Evaluation, evaluate_images
 from analysis.figures import (
     confusion_figure,
     curves_figure,
@@ -17,7 +17,9 @@ from analysis.figures import (
     per_class_figure,
     reliability_figure,
     rendered,
+    samples_figure,
 )
+from analysis.samples import first_samples
 from common.errors import InputError, show_traceback
 from config import Config
 from datamodule import CIFAR10DataModule
@@ -33,16 +35,25 @@ log = logging.getLogger(__name__)
 # Metrics in the order in which to look at them.
 RANKED = ("test/acc", *WITH_TTA, "val/acc", "train/acc", "test/loss", "val/loss")
 RANKED += ("train/loss",)
+BATCH_IMAGES = 32  # in train_batch.png
 
 
 @rank_zero_only
 @own_style()
 def write_start(
-    run: RunFolder, trainer: pl.Trainer, config: Config, test: RangeTest | None
+    run: RunFolder,
+    trainer: pl.Trainer,
+    config: Config,
+    images: CIFAR10DataModule,
+    test: RangeTest | None,
 ) -> None:
-    """Write the configuration, and the range test if there was one."""
+    """Write the configuration, some images, and the range test if there was one."""
     run.write_config(config)
+    seen = first_samples(images, BATCH_IMAGES)
+    figure = samples_figure(seen.augmented, seen.labels, images.classes)
+    figure.savefig(run.path / "train_batch.png", dpi=150)
     if test is not None:
+        run.write_range_test(test)
         figure = lr_finder_figure(test)
         figure.savefig(run.path / "lr_finder.png", dpi=150)
         log_picture(trainer.loggers, "lr_finder", rendered(figure), 0)
@@ -76,10 +87,11 @@ def write_report(
     """
     try:
         finished = report.read_run(run.path)
-        device = trainer.strategy.root_device
-        evaluation = report.evaluate_run(finished, device, images)
+        model, images = report.open_run(finished, images=images)
+        model = model.to(trainer.strategy.root_device)
+        evaluation = evaluate_images(model, *images.test_set)
         _log_pictures(trainer, evaluation)
-        report.write_report(finished, evaluation)
+        report.write_report(finished, evaluation, report.read_images(images))
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
         show_traceback()
@@ -87,9 +99,12 @@ def write_report(
 
 @rank_zero_only
 @own_style()
-def log_confusion(trainer: pl.Trainer, module: LitCustomResNet) -> None:
-    """Show the loggers the confusion matrix of the test set."""
+def write_confusion(
+    run: RunFolder, trainer: pl.Trainer, module: LitCustomResNet
+) -> None:
+    """Write the confusion matrix of the test set, and show it to the loggers."""
     figure = confusion_figure(module.confusion, module.hparams["classes"])
+    figure.savefig(run.path / "confusion_matrix.png", dpi=150)
     picture, step = rendered(figure), trainer.global_step
     log_picture(trainer.loggers, "test/confusion", picture, step)
 

@@ -25,6 +25,7 @@ from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
 from benchmarks.studies import (
+    explanations,
     fine_tuning,
     lr_rules,
     lr_small,
@@ -55,6 +56,7 @@ TABLES = (
         lambda: steps_tables(read_runs(RESULTS / "ablation.csv")),
     ),
     Table("docs/lab/accuracy.md", "screening", screening.table),
+    Table("docs/lab/explanations.md", "results", explanations.table),
     Table("docs/lab/learning_rate.md", "results", lr_rules.picks_table),
     Table("docs/lab/learning_rate.md", "lr_small", lr_small.table),
     Table(

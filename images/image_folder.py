@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,30 @@ def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
     Raises:
         InputError: It is not there, no image, damaged, or too large.
     """
+    with _opened(path) as image:
+        as_is = (image.mode, *image.size) == ("RGB", IMAGE_SIZE, IMAGE_SIZE)
+        return to_pixels(image), as_is
+
+
+def read_photo(path: str | Path, side: int) -> Image.Image:
+    """Read an image file to be shown to people: whole, upright and in RGB.
+
+    Args:
+        path: The file.
+        side: Pixels of the longer side at most.
+
+    Raises:
+        InputError: It is not there, no image, damaged, or too large.
+    """
+    with _opened(path) as image:
+        photo = to_rgb(image)
+        photo.thumbnail((side, side))
+        return photo
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file; `InputError` for whatever goes wrong with it."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("not a file")  # reading a pipe would wait for ever
@@ -73,8 +98,7 @@ def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
             # Pillow warns from 89 megapixels on and refuses twice as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                as_is = (image.mode, *image.size) == ("RGB", IMAGE_SIZE, IMAGE_SIZE)
-                return to_pixels(image), as_is
+                yield image
     except Exception as error:  # a broken file may raise any kind
         raise InputError(
             f"{one_line(path)}: not a readable image ({_explain(error)}); replace or "

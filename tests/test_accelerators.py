@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_resnet
 import train
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.figures import confusion_figure
 from analysis.inference import predict_proba
 from analysis.loading import settle_device
@@ -140,7 +140,7 @@ def test_what_a_report_shows_comes_back_from_the_gpu(fake_gpu: LitCustomResNet) 
     assert predict_proba(fake_gpu, images).device == CPU
     with pytest.MonkeyPatch.context() as patch:  # as for `backward`
         patch.setattr(torch.autograd, "grad", lambda _, maps: (maps,))
-        heat = grad_cam(fake_gpu, images, LABELS)
+        heat = layer_cam(fake_gpu, images, LABELS)
     assert (heat.device, heat.shape) == (CPU, (40, 32, 32))
 
 

@@ -25,12 +25,15 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 import predict
-from analysis.explanation import grad_cam
+from analysis.drawings import examples
+from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.inference import predict_proba
 from analysis.loading import load_model
 from analysis.report import open_run, read_run
 from common.errors import InputError
+from images.image_folder import to_pixels
+from images.synthetic import SHAPES
 from train import train
 
 gradio = pytest.importorskip("gradio")
@@ -152,7 +155,7 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     model = load_model(last(run))
     pixels = np.asarray(Image.open(pictures / "noise.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None]
-    [heat] = grad_cam(model, image, predict_proba(model, image).argmax(dim=1))
+    [heat] = layer_cam(model, image, predict_proba(model, image).argmax(dim=1))
     assert page.look(model, image).picture == explanation(image[0], heat)
 
 
@@ -175,6 +178,70 @@ def test_mistakes_are_the_most_confident_first_and_of_a_class(run: Path) -> None
     assert np.array_equal(picture, images.test_set[0][blue[0]].numpy())
 
 
+def test_the_photo_is_whole_and_upright(run: Path, pictures: Path) -> None:
+    model = load_model(last(run))
+    photo = page.look_at_file(model, str(pictures / "turned.jpg")).photo
+    assert photo is not None
+    assert (photo.size, photo.mode) == ((32, 64), "RGB")  # in the file it lies
+    Image.new("L", (2000, 1000)).save("large.png")
+    large = page.look_at_file(model, "large.png").photo
+    assert large is not None
+    assert large.size == (512, 256)
+
+
+def test_the_detail_names_the_true_class(run: Path) -> None:
+    model, images = open_run(read_run(run))
+    mistakes = page.Mistakes(model, *images.test_set)
+    [place, *_] = mistakes.most_confident(0)
+    found = mistakes.look(model, place)
+    assert found.verdict() == "It is **blue**, taken for **red**."
+    plain = page.look(model, images.test_set[0][place].permute(2, 0, 1)[None])
+    assert plain.verdict() == ""
+    assert found._replace(true=None) == plain
+    assert page.escape("a_b <i>*x*</i> ü") == r"a\_b \<i\>\*x\*\<\/i\> ü"
+
+
+def test_of_many_classes_the_first_are_listed(run: Path) -> None:
+    model = load_model(last(run))
+    assert page.known_classes(model) == "blue, green, red"
+    model.hparams["classes"] = [f"c{number}" for number in range(60)]
+    assert page.known_classes(model).endswith("c48, c49, and 10 more")
+
+
+def test_examples_are_drawn_for_the_network_that_is_there() -> None:
+    scenes = examples(["airplane", "truck"])
+    assert [name for _, name in scenes] == [
+        *("airplane", "automobile", "bird", "frog", "ship", "truck")
+    ]
+    assert {picture.size for picture, _ in scenes} == {(256, 256)}
+    assert len({picture.tobytes() for picture, _ in scenes}) == 6
+    shapes = examples(list(SHAPES))
+    assert sorted(name for _, name in shapes) == sorted(2 * SHAPES)
+
+
+def test_the_weights_of_the_project_know_the_examples() -> None:
+    model = load_model()
+    for picture, name in examples(list(model.hparams["classes"])):
+        image = torch.tensor(to_pixels(picture)).permute(2, 0, 1)[None]
+        assert next(iter(page.look(model, image).probabilities)) == name
+
+
+def test_mistakes_of_a_network_on_any_images(
+    run: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(page, "build_page", lambda *given: shown.append(given))
+    images = str(run.parent / "images")
+    ckpt = ("--ckpt_path", str(last(run)), "--port", str(free_port()))
+    assert command(app, *ckpt, "--data_dir", images).code == 0
+    assert command(app, *ckpt).code == 0
+    [(_, mistakes), (_, none)] = shown
+    model, tested = open_run(read_run(run))
+    expected = page.Mistakes(model, *tested.test_set)
+    assert none is None
+    assert mistakes.choices() == expected.choices()
+
+
 def test_no_two_handlers_use_the_network_at_once(run: Path) -> None:
     async def build() -> Any:  # without a loop Gradio makes some, and leaves them open
         model, images = open_run(read_run(run))
@@ -182,7 +249,7 @@ def test_no_two_handlers_use_the_network_at_once(run: Path) -> None:
 
     blocks = asyncio.run(build())
     handlers = [handler for handler in blocks.fns.values() if handler.fn]
-    assert len(handlers) == 3
+    assert len(handlers) == 4
     assert {handler.concurrency_id for handler in handlers} == {"network"}
     assert {handler.concurrency_limit for handler in handlers} <= {1, "default"}
 
@@ -388,6 +455,18 @@ def test_an_image_is_classified_in_a_browser(
     expect(shown).to_have_count(0, timeout=PATIENCE)
 
 
+def test_a_drawing_is_classified_in_a_browser(tab: Page, run: Path) -> None:
+    model = load_model(last(run))
+    drawn, _ = examples(list(model.hparams["classes"]))[3]
+    tab.locator(".examples .thumbnail-item").nth(3).click()
+    image = torch.tensor(to_pixels(drawn)).permute(2, 0, 1)[None]
+    found = page.look(model, image)
+    wait_for_label(tab, found.probabilities)
+    wait_for_picture(tab, found.picture)
+    expect(tab.get_by_alt_text("The image as it is")).to_be_visible()
+    expect(tab.get_by_text("It knows these classes: blue, green, red.")).to_be_visible()
+
+
 def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
     model, images = open_run(read_run(run))
     mistakes = page.Mistakes(model, *images.test_set)
@@ -402,11 +481,17 @@ def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
         expect(image).to_have_attribute("alt", caption, timeout=PATIENCE)
         image.scroll_into_view_if_needed()
         image.evaluate("image => image.decode()")
+    answer = tab.locator("#answer")
+    expect(answer).to_have_count(0)  # it takes no room before there is one
     thumbnails.nth(1).click()
     place = mistakes.most_confident(0)[1]
     found = page.look(model, images.test_set[0][place].permute(2, 0, 1)[None])
     wait_for_label(tab, found.probabilities)
     wait_for_picture(tab, found.picture)
+    expect(answer.get_by_text("It is blue, taken for red.")).to_be_visible()
+    is_above = "() => document.getElementById('answer').getBoundingClientRect().top <"
+    is_above += " document.querySelector('.mistakes').getBoundingClientRect().top"
+    assert tab.evaluate(is_above) == (tab.evaluate("innerWidth") == 390)
     tab.wait_for_function(
         "() => document.getElementById('answer').getBoundingClientRect().top < 600"
     )

@@ -7,8 +7,14 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from analysis.evaluation import BINS, MISTAKES, calibrate, evaluate_images
-from analysis.explanation import grad_cam
+from analysis.evaluation import (
+    BINS,
+    MISTAKES,
+    Evaluation,
+    calibrate,
+    evaluate_images,
+)
+from analysis.explanation import layer_cam
 from analysis.inference import predict_logits, predict_proba
 from lightning_module import LitCustomResNet
 
@@ -61,12 +67,28 @@ def test_an_evaluation_is_what_the_network_predicts() -> None:
         [place] = (images == mistake.image).all(dim=(1, 2, 3)).nonzero().flatten()
         assert mistake.predicted == CLASSES[said[place]]
         assert mistake.true == CLASSES[labels[place]]
-        heat = grad_cam(model, mistake.image.permute(2, 0, 1)[None], said[place, None])
+        heat = layer_cam(model, mistake.image.permute(2, 0, 1)[None], said[place, None])
         torch.testing.assert_close(mistake.heat, heat[0])
 
 
+def test_precision_recall_and_confused_pairs_by_hand() -> None:
+    counts = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    calibration = calibrate(torch.tensor([0.5]), torch.tensor([True]))
+    found = Evaluation(CLASSES, counts, calibration, [])
+    assert found.class_results() == [
+        ("ant", 8, 6 / 7, 6 / 8),
+        ("bee", 4, 3 / 5, 3 / 4),
+        ("cat", 0, None, None),
+    ]
+    assert found.confused_pairs(5) == [
+        ("ant", "bee", 2, 1 / 4),
+        ("bee", "ant", 1, 1 / 4),
+    ]
+    assert found.confused_pairs(1) == [("ant", "bee", 2, 1 / 4)]
+
+
 def test_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.evaluation.grad_cam", None)  # has nothing to do
+    monkeypatch.setattr("analysis.evaluation.layer_cam", None)  # has nothing to do
     module = LitCustomResNet(CLASSES, (0.5,) * 3, (0.2,) * 3, lr=0.01, base_width=4)
     model = module.eval().requires_grad_(False)
     images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.evaluation import Mistake, calibrate
 from analysis.figures import (
+    comparison_figure,
     confusion_figure,
     curve_figure,
     curves_figure,
@@ -17,6 +18,7 @@ from analysis.figures import (
     overlay,
     per_class_figure,
     reliability_figure,
+    samples_figure,
     schedule_figure,
 )
 from training.lr_finder import RangeTest
@@ -62,6 +64,26 @@ def test_one_curve_is_that_of_the_pair() -> None:
     rows = [{"epoch": 0, "train/acc": 0.25, "val/acc": 0.5}]
     [axes] = axes_of(curve_figure(rows, "acc"))
     assert [line.get_ydata().tolist() for line in axes.lines] == [[25], [50]]
+
+
+def test_comparison_has_a_line_a_run_that_has_the_metric() -> None:
+    runs = {
+        "a": [{"epoch": 0, "val/acc": 0.25}, {"epoch": 1, "val/acc": 0.5}],
+        "b": [{"epoch": 0, "train/acc": 0.75}],
+    }
+    [axes] = axes_of(comparison_figure(runs, "val/acc"))
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[1, 25], [2, 50]]
+    assert second.get_xydata().tolist() == []
+    assert [first.get_color(), second.get_color()] == ["C0", "C1"]
+
+
+def test_samples_have_the_names_of_their_classes() -> None:
+    images = torch.randint(256, (9, 32, 32, 3), dtype=torch.uint8)
+    figure = samples_figure(images, torch.arange(9) % 2, ["$cat", "dog"])
+    shown = [axes for axes in axes_of(figure) if axes.images]
+    assert [axes.get_title() for axes in shown[:2]] == ["$cat", "dog"]
+    assert np.array_equal(shown[8].images[0].get_array(), images[8])
 
 
 def test_schedule_is_over_epochs() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import networks
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.loading import load_model, read_trained
 from common.errors import InputError
 from config import Config
@@ -88,7 +88,7 @@ def test_the_network_of_the_page_trains_resumes_exports_and_is_explained(
         assert isinstance(model.net, plain)
         torch.testing.assert_close(model(images), expected)
     export(format="torch", ckpt_path=str(LAST))
-    heat = grad_cam(model, images, torch.tensor([0, 1]))
+    heat = layer_cam(model, images, torch.tensor([0, 1]))
     assert heat.shape == (2, 32, 32)
     assert heat.max() == 1
 
@@ -122,7 +122,7 @@ def test_an_unknown_name_is_refused_before_anything_is_read() -> None:
         Config(net="nosuch")
 
 
-def test_a_network_without_a_layer_for_grad_cam_is_no_network(
+def test_a_network_without_a_layer_for_layer_cam_is_no_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def blind(classes: int, width: int) -> nn.Module:
@@ -133,13 +133,13 @@ def test_a_network_without_a_layer_for_grad_cam_is_no_network(
         build_network("blind", 2, 3)
 
 
-def test_grad_cam_looks_at_the_layer_that_the_network_names(
+def test_layer_cam_looks_at_the_layer_that_the_network_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     module = LitCustomResNet(["a", "b"], [0.5] * 3, [0.2] * 3, 0.1, base_width=4).eval()
     images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(8) % 2
-    by_default = grad_cam(module, images, labels)
+    by_default = layer_cam(module, images, labels)
     monkeypatch.setattr(CustomResNet, "cam_layer", property(lambda net: net.layer1))
-    assert not torch.equal(grad_cam(module, images, labels), by_default)
+    assert not torch.equal(layer_cam(module, images, labels), by_default)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import predict
 from analysis import inference, loading
-from analysis.explanation import grad_cam
+from analysis.explanation import layer_cam
 from analysis.inference import (
     entropy,
     is_known,
@@ -263,7 +263,7 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         original = np.asarray(Image.open(f"{folder}/same.png"))
         assert np.array_equal(small[:, :32], original)
         image = torch.tensor(original).permute(2, 0, 1)[None]
-        heat = grad_cam(model, image, predict_proba(model, image).argmax(1))[0].numpy()
+        heat = layer_cam(model, image, predict_proba(model, image).argmax(1))[0].numpy()
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
         assert changed[heat > 0.5].mean() > 30

@@ -3,6 +3,7 @@
 import html
 import json
 import logging
+import math
 import re
 import shutil
 import subprocess
@@ -19,18 +20,26 @@ import yaml
 
 import report
 from analysis.evaluation import Evaluation, Mistake, calibrate
+from analysis.html import duration, percent
 from analysis.report import (
+    Images,
     Run,
-    duration,
-    evaluate_run,
+    _read_range_test,
+    hide_images,
     lr_schedule,
-    percent,
+    open_run,
+    placeholder,
+    read_images,
     read_run,
+    without_folders,
     write_report,
 )
+from analysis.samples import Samples
 from common.errors import InputError
 from config import Config
 from run_files import rows
+from training.lr_finder import RangeTest
+from training.run_folder import RunFolder
 
 Train = Callable[..., dict[str, Any]]
 RUN = Path("runs/run")
@@ -99,6 +108,19 @@ def make_evaluation(*, mistakes: int = 3) -> Evaluation:
     return Evaluation(CLASSES, counts, calibration, [mistake] * mistakes)
 
 
+def make_images() -> Images:
+    pixels = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
+    sizes = {"train": 4500, "val": 0, "test": 30}
+    return Images(sizes, Samples(pixels, pixels.flip(2), torch.tensor([0, 1])))
+
+
+def write(folder: Path, **flags: Any) -> Page:
+    pytest.importorskip("jinja2")
+    evaluation = make_evaluation(mistakes=flags.pop("mistakes", 3))
+    run = flags.pop("run", None) or make_run(folder)
+    return Page(write_report(run, evaluation, make_images(), **flags))
+
+
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     records = caplog.records
     return [record.message for record in records if record.name.startswith("analysis")]
@@ -106,22 +128,25 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
-    pytest.importorskip("jinja2")
-    return Page(write_report(make_run(tmp_path), make_evaluation()))
+    return write(tmp_path)
 
 
 def test_numbers_are_in_the_text(page: Page) -> None:
     for text in (
         "90.35 %",
-        "test accuracy with flip TTA 91.23 %",
-        "81.00 % 0.5000",
+        "test, flip TTA 91.23 %",
+        "90.35 % of 30 images",
+        "4,500 81.00 % 0.5000",
         "\N{EN DASH} \N{EN DASH}",  # nothing was held out
         "0.0123",
         "27 min 19 s",
         "1,234 images/s",
         "6,569,536",  # 6,573,120 less 512 for each of 7 classes
         "30 test images",
-        "23 right, 76.67 %",
+        "It puts 23 into their class; the accuracy above is that of the run, in 32",
+        "<b>$x$ 10 61.5 80.0",  # 8 of 13, and 8 of 10
+        "bee & wasp 10 83.3 100.0",
+        f"{CLASSES[2]} <b>$x$ 5 50.0 %",  # the most confused
         "98.7 %",
         "ECE 60.00 % (15 equal-width bins)",
         "Some CPU",
@@ -132,17 +157,17 @@ def test_numbers_are_in_the_text(page: Page) -> None:
 
 def test_names_and_commands_are_text(page: Page) -> None:
     assert {"b", "i"} & set(page.tags) == set()
-    assert page.text.count("<b>$x$") >= 1 + 1 + 1 + 3  # three figures, three mistakes
+    assert page.text.count("<b>$x$") == 1 + 2 + 2 + 3  # two of each in matrix and pairs
     assert METRICS["command"] in page.text
 
 
 def test_nothing_is_loaded_and_every_picture_has_a_text(page: Page) -> None:
     for address in page.addresses:
         assert address.startswith(("data:", "#")), address
-    assert "script" not in page.tags
-    assert page.tags.count("img") == 2 * 3
-    assert page.tags.count("svg") == 6
-    assert len(page.alts) == 2 * 3 + 6
+    assert page.tags.count("script") == 1  # of the button that copies
+    assert page.tags.count("img") == 2 * 2 + 2 * 3
+    assert page.tags.count("svg") == 4
+    assert len(page.alts) == 2 * 2 + 2 * 3 + 4
     assert all(page.alts)
 
 
@@ -154,10 +179,106 @@ def test_no_part_of_a_figure_has_the_id_of_another(page: Page, tmp_path: Path) -
 
 
 def test_no_mistake_is_said(tmp_path: Path) -> None:
-    pytest.importorskip("jinja2")
-    page = Page(write_report(make_run(tmp_path), make_evaluation(mistakes=0)))
+    page = write(tmp_path, mistakes=0)
     assert "There are none" in page.text
-    assert "img" not in page.tags
+    assert page.tags.count("img") == 2 * 2
+
+
+def test_one_accuracy_where_the_run_tested_alike(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    page = write(tmp_path, run=run._replace(metrics=METRICS | {"test/acc": 23 / 30}))
+    assert page.text.count("76.67 %") == 1 + 1 + 1  # title, headline, table
+    assert "It puts" not in page.text
+
+
+def test_the_date_is_that_of_the_first_file_for_tensorboard(tmp_path: Path) -> None:
+    for second in (1795651003, 1795650000):
+        (tmp_path / f"events.out.tfevents.{second}.host.1.0").touch()
+    assert "2 epochs, begun on 2026-11-25 at 23:40 UTC" in write(tmp_path).text
+    assert "begun" not in write_older(tmp_path).text
+
+
+def write_older(folder: Path) -> Page:
+    """The report of a run of which only the picture of the range test is there."""
+    for path in folder.glob("events*"):
+        path.unlink()
+    (folder / "lr_finder.png").write_bytes(b"a picture")
+    return write(folder)
+
+
+def test_the_range_test_is_drawn_or_the_picture_of_before_shown(tmp_path: Path) -> None:
+    older = write_older(tmp_path)
+    assert any("LR range test" in (alt or "") for alt in older.alts)
+    assert (older.tags.count("img"), older.tags.count("svg")) == (11, 4)
+    test = RangeTest([*range(1, 41)], [3.0, 2.0] * 10 + [1.0] * 20, (20, 40), 30.0)
+    page = write(tmp_path, run=make_run(tmp_path)._replace(test=test))
+    assert (page.tags.count("img"), page.tags.count("svg")) == (10, 5)
+    assert "max LR 30" in page.text
+
+
+def test_best_epoch_is_the_first_of_the_best(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": float(number), "step": 4.0 * number + 4, "val/acc": accuracy}
+        | {"train/loss": 1.0}
+        for number, accuracy in enumerate([0.5, 0.75, 0.75])
+    ]
+    page = write(tmp_path, run=make_run(tmp_path)._replace(rows=rows))
+    assert "best val, epoch 2 75.00 %" in page.text
+
+
+def test_range_tests_are_read_as_they_were(tmp_path: Path) -> None:
+    runs = RunFolder(tmp_path, "run", 0)
+    runs.path.mkdir()
+    test = RangeTest([0.01, 0.1, 1.0], [2.0, 1.0, math.nan], (0.05, 0.2), 0.1)
+    runs.write_range_test(test)
+    text = (runs.path / "lr_finder.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["losses"] == [2.0, 1.0, None]
+    found = _read_range_test(runs.path / "lr_finder.json")
+    assert found is not None
+    assert found._replace(losses=[]) == test._replace(losses=[])
+    assert found.losses[:2] == [2.0, 1.0]
+    assert math.isnan(found.losses[2])
+    (runs.path / "lr_finder.json").write_text("{}")
+    with pytest.raises(InputError, match=r"lr_finder\.json has no lrs"):
+        _read_range_test(runs.path / "lr_finder.json")
+
+
+def test_what_is_public_has_neither_images_nor_folders(quick_train: Train) -> None:
+    pytest.importorskip("jinja2")
+    quick_train(max_epochs=1)
+    run = read_run(RUN)
+    place = str(run.config.data_dir)
+    assert Path(place).is_absolute()
+    page = report.report([str(RUN)], "cpu", output="page.html", public=True)
+    text = page.read_text(encoding="utf-8")
+    assert (page, "not shown" in text) == (Path("page.html"), True)
+    assert place not in text
+    assert f"\N{HORIZONTAL ELLIPSIS}/{Path(place).name}" in text
+    assert place in report.report([str(RUN)], "cpu").read_text(encoding="utf-8")
+    _, images = open_run(run)
+    hidden = read_images(images, public=True).samples
+    assert torch.equal(hidden.originals[0], placeholder())
+    assert hidden.augmented.shape == hidden.originals.shape == (10, 32, 32, 3)
+    [mistake] = hide_images(make_evaluation(mistakes=1)).mistakes
+    assert torch.equal(mistake.image, placeholder())
+
+
+def test_folders_are_left_out_of_a_command() -> None:
+    command = "python train.py --data_dir=/a/b/c --config 'C:\\x\\y.yaml' --lr 1/2 "
+    command += "~/runs/x ../z https://example.org/a/b configs/best.yaml"
+    assert without_folders(command) == (
+        "python train.py --data_dir=…/c --config '…/y.yaml' --lr 1/2 "
+        "…/x ../z https://example.org/a/b configs/best.yaml"
+    )
+
+
+def test_samples_are_the_first_batch_of_the_training(quick_train: Train) -> None:
+    quick_train(max_epochs=1)
+    _, images = open_run(read_run(RUN))
+    batch, labels = next(iter(images.train_dataloader()))
+    samples = read_images(images).samples
+    assert torch.equal(samples.augmented.permute(0, 3, 1, 2), batch[:10])
+    assert torch.equal(samples.labels, labels[:10])
 
 
 def test_percent_and_duration() -> None:
@@ -175,11 +296,11 @@ def test_training_writes_it_and_the_command_the_same(
     first = (RUN / "report.html").read_text(encoding="utf-8")
     page = Page(RUN / "report.html")
     assert plain(percent(metrics["test/acc"])) in page.text
-    assert f"{round(30 * metrics['test/acc'])} right" in page.text
+    assert "It puts" not in page.text  # it is one accuracy
     assert any("LR range test" in (alt or "") for alt in page.alts)
     (RUN / "report.html").unlink()
     capsys.readouterr()
-    assert report.report([str(RUN)], device="cpu") == [RUN / "report.html"]
+    assert report.report([str(RUN)], device="cpu") == RUN / "report.html"
     assert capsys.readouterr().out == f"{RUN / 'report.html'}\n"
     assert (RUN / "report.html").read_text(encoding="utf-8") == first
 
@@ -285,10 +406,10 @@ def test_other_images_than_the_run_had(quick_train: Train, image_folder: Path) -
     shutil.move("images/test/red", "images/test/rose")
     run = run._replace(config=replace(run.config, data_dir="images"))
     with pytest.raises(InputError, match=r"--data_dir .*images: the classes of the im"):
-        evaluate_run(run, torch.device("cpu"))
+        open_run(run)
     run = run._replace(config=replace(run.config, data_dir="nowhere"))
     with pytest.raises(InputError, match="nowhere"):
-        evaluate_run(run, torch.device("cpu"))
+        open_run(run)
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
@@ -336,7 +457,7 @@ def test_in_a_browser(page: Page, tmp_path: Path, chromium: str) -> None:
         check=True,
     )
     [found] = re.findall("<pre>(.+)</pre>\n<script>", done.stdout)
-    good = {"overflow": 0, "images": 6, "broken": 0, "hidden": 0, "loaded": []}
+    good = {"overflow": 0, "images": 10, "broken": 0, "hidden": 0, "loaded": []}
     phone, desk = json.loads(html.unescape(found))
     assert 340 <= phone.pop("width") <= 360
     assert 1260 <= desk.pop("width") <= 1280

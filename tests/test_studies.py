@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from analysis.inference import ENTROPY_THRESHOLD
 from benchmarks.rows import add_row, read_rows
-from benchmarks.studies import lr_small, screening, unknown_images
+from benchmarks.studies import explanations, lr_small, screening, unknown_images
+from benchmarks.studies.explanations import glue, hottest, is_on_its_side
 from benchmarks.studies.lr_rules import (
     RULES,
     fastai_valley,
@@ -54,6 +55,7 @@ from run_files import LAST
 from training.lr_finder import RangeTest, limit
 from training.resume import read_checkpoint
 
+Train = Callable[..., dict[str, Any]]
 RATES = np.geomspace(1e-6, 1, 121)  # twenty a decade
 
 
@@ -139,6 +141,68 @@ def test_picks_at_full_width_stay_where_they_were() -> None:
     assert now.keys() == before.keys()
     for setting, lrs in before.items():
         assert now[setting] == pytest.approx(lrs, rel=0.2)
+
+
+def test_hottest_pixels_are_those_and_where_it_is_even_drawn() -> None:
+    heat = torch.zeros(2, 32, 32)
+    heat[0, :8] = torch.rand(8, 32) + 0.5
+    heat[1, 31, 31] = 1
+    found = hottest(heat, 0.25, torch.Generator().manual_seed(0))
+    assert found.sum(dim=(1, 2)).tolist() == [256, 256]
+    assert found[0, :8].all()
+    assert found[1, 31, 31]
+    assert 64 < found[1, :16].sum() < 192  # not the first 255 of the others
+
+
+def test_glued_images_are_two_of_different_classes() -> None:
+    labels = torch.tensor([0, 0, 1, 2])
+    columns = torch.arange(32, dtype=torch.uint8)
+    images = (100 * labels[:, None] + columns).to(torch.uint8)
+    images = images[:, None, None].expand(-1, 3, 32, -1)
+    glued, classes = glue(images, labels, seed=0)
+    assert len(glued) >= 2
+    assert (classes[:, 0] != classes[:, 1]).all()
+    for image, (left, right) in zip(glued, classes.tolist(), strict=True):
+        middle = torch.arange(8, 24)
+        shown = torch.cat([100 * left + middle, 100 * right + middle])
+        assert torch.equal(image[0, 0], shown.to(torch.uint8))
+
+
+def test_a_map_on_the_right_side_is_told_from_one_that_is_not() -> None:
+    glued, classes = torch.zeros(3, 3, 32, 32), torch.tensor([[0, 1]] * 3)
+
+    def to_the_left(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        heat = torch.zeros(len(images), 32, 32)
+        heat[..., :16] = 1
+        return heat
+
+    def right(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        heat = to_the_left(images, labels)
+        return torch.where(labels[:, None, None] == 0, heat, 1 - heat)
+
+    assert is_on_its_side(to_the_left, glued, classes).tolist() == [0.5] * 3
+    assert is_on_its_side(right, glued, classes).tolist() == [1] * 3
+
+
+def test_explanations_run_small(image_folder: Path, quick_train: Train) -> None:
+    quick_train(max_epochs=1)
+    output = Path("out/maps.csv")
+    explanations.explanations(
+        str(output), str(LAST), data_dir=str(image_folder), limit=6
+    )
+    rows = read_rows(output)
+    assert len(rows) == 2 * (1 + 3 * 4)
+    assert set(rows["split"]) == {"train", "test"}
+    assert set(rows["n"]) == {6}
+    gap = rows["kept"] - rows["hidden"]
+    assert rows["gap"].tolist() == pytest.approx(gap.tolist(), abs=2e-4)
+    assert len(explanations.table(output).splitlines()) == 2 + 13
+
+
+def test_the_map_that_is_shown_is_the_best_on_record() -> None:
+    _, _, best, *others = explanations.table().splitlines()
+    assert "LayerCAM of the log-probability | `layer2`" in best
+    assert len(others) == 12
 
 
 def test_lr_stability_runs_small(

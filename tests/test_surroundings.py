@@ -347,7 +347,7 @@ def test_a_report_of_a_run_whose_images_have_moved(
     monkeypatch.chdir("elsewhere")
     with pytest.raises(InputError, match="--data_dir"):
         report.report([str(run)], "cpu")
-    [page] = report.report([str(run)], "cpu", data_dir="~/moved")
+    page = report.report([str(run)], "cpu", data_dir="~/moved")
     assert page == run / "report.html"
 
 

@@ -4,7 +4,10 @@ config.yaml            the resolved configuration; `train.py --config` runs it a
 metrics.csv            a row an epoch
 metrics.json           the final figures
 curves.png             loss and accuracy by epoch
+train_batch.png        some training images as the training sees them
+confusion_matrix.png   of the test images
 lr_finder.png          the LR range test, if there was one
+lr_finder.json         its numbers
 report.html            all of it on one page, written last
 checkpoints/last.ckpt  the last finished epoch
 checkpoints/step.ckpt  within an epoch: at a signal, or every so many steps
@@ -18,6 +21,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +34,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from common.errors import InputError
 from common.files import remove_leftovers, replacing
 from config import Config
+from training.lr_finder import RangeTest
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,10 @@ FILES = (
     "metrics.csv",
     "metrics.json",
     "curves.png",
+    "train_batch.png",
+    "confusion_matrix.png",
     "lr_finder.png",
+    "lr_finder.json",
     "report.html",
     "checkpoints/last.ckpt",
     "checkpoints/step.ckpt",
@@ -225,6 +233,13 @@ class RunFolder:
         """Write config.yaml."""
         with replacing(self.config, "w") as file:
             yaml.safe_dump(config.record(), file, sort_keys=False)
+
+    @rank_zero_only
+    def write_range_test(self, test: RangeTest) -> None:
+        """Write lr_finder.json; a loss that is no number is null."""
+        losses = [loss if math.isfinite(loss) else None for loss in test.losses]
+        with replacing(self.path / "lr_finder.json", "w") as file:
+            file.write(json.dumps(test._asdict() | {"losses": losses}) + "\n")
 
     @rank_zero_only
     def write_metrics(self, metrics: dict[str, Any]) -> None:

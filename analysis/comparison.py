@@ -1,0 +1,160 @@
+"""The comparison of runs: curves, flags that differ, accuracies, on one page."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from analysis import figures
+from analysis.html import flag, percent, svg, write_page
+from analysis.report import Run, without_folders
+from config import SHAPING
+from training.history import COLUMNS
+
+ACCURACIES = {
+    "test/acc": "test",
+    "test/acc_tta": "test, flip TTA",
+    "test/acc_views": "test, six views",
+    "val/acc": "validation",
+}
+# What makes a run what it is, and where it ran; as measure.py has it.
+KIND = ("data", "lr", *SHAPING, "device", "precision")
+CIRCUMSTANCES = ("device", "commit", "versions")
+AUTO = ("lr_finder.json", "lr_finder.png")  # of a run that picked its rate
+
+
+class Entry(NamedTuple):
+    """A run in the comparison.
+
+    Attributes:
+        name: That of its folder, or its path where others have the same.
+        run: The run.
+        settings: Its flags and circumstances as text; a picked rate is "auto".
+    """
+
+    name: str
+    run: Run
+    settings: dict[str, str]
+
+
+class Group(NamedTuple):
+    """Runs that differ in their seed only.
+
+    Attributes:
+        names: Of the runs.
+        settings: The settings in which groups differ.
+        accuracies: Mean and spread of each of `ACCURACIES`, in words.
+    """
+
+    names: list[str]
+    settings: dict[str, str]
+    accuracies: dict[str, str]
+
+
+def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -> Path:
+    """Write a page that compares runs.
+
+    Args:
+        runs: Finished runs; their images and checkpoints are not needed.
+        path: The HTML file.
+        public: Whether to leave out folders of this machine.
+
+    Raises:
+        InputError: The package that fills in the template is missing.
+    """
+    entries = read_entries(runs)
+    shown = without_folders if public else str
+    there = [name for name in ACCURACIES if any(run.metrics.get(name) for run in runs)]
+    drawings = {
+        name: svg(draw, f"compare {name}") for name, draw in _drawings(entries).items()
+    }
+    return write_page(
+        path,
+        "comparison.html",
+        entries=entries,
+        differing=differing([entry.settings for entry in entries]),
+        groups=find_groups(entries),
+        accuracies={name: ACCURACIES[name] for name in there},
+        drawings=drawings,
+        shown=shown,
+    )
+
+
+def read_entries(runs: Sequence[Run]) -> list[Entry]:
+    """What is compared of each run."""
+    counts = Counter(run.path.name for run in runs)
+    return [
+        Entry(
+            run.path.name if counts[run.path.name] == 1 else str(run.path),
+            run,
+            _settings(run),
+        )
+        for run in runs
+    ]
+
+
+def differing(settings: Sequence[dict[str, str]]) -> list[str]:
+    """The settings that are not the same in all."""
+    return [
+        name for name in settings[0] if len({values[name] for values in settings}) > 1
+    ]
+
+
+def find_groups(entries: Sequence[Entry]) -> list[Group]:
+    """The runs by what makes them what they are, without the seed."""
+    kinds: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        kind = tuple(entry.settings[name] for name in KIND if name != "seed")
+        kinds.setdefault(kind, []).append(entry)
+    groups = list(kinds.values())
+    names = [
+        name
+        for name in differing([group[0].settings for group in groups])
+        if name in KIND and name != "seed"
+    ]
+    return [
+        Group(
+            [entry.name for entry in group],
+            {name: group[0].settings[name] for name in names},
+            {name: spread(_values(group, name)) for name in ACCURACIES},
+        )
+        for group in groups
+    ]
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Mean, standard deviation and number, as in "94.18 ± 0.09 %, n = 5"."""
+    if not shares:
+        return percent(None)
+    middle = percent(mean(shares))
+    if len(shares) > 1:
+        number, unit = middle[:-2], middle[-2:]
+        middle = f"{number} ± {100 * stdev(shares):.2f}{unit}"
+    return f"{middle}, n = {len(shares)}"
+
+
+def _values(group: Sequence[Entry], name: str) -> list[float]:
+    found = [entry.run.metrics.get(name) for entry in group]
+    return [share for share in found if share is not None]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    values: dict[str, Any] = run.config.record()
+    values |= {name: run.metrics[name] for name in CIRCUMSTANCES}
+    if any((run.path / name).is_file() for name in AUTO):
+        values["lr"] = "auto"
+    return {name: flag(value) for name, value in values.items()}
+
+
+def _drawings(entries: Sequence[Entry]) -> dict[str, Callable[[], Figure]]:
+    """A figure of each metric that any run has."""
+
+    def draw(metric: str) -> Callable[[], Figure]:
+        rows = {entry.name: entry.run.rows for entry in entries}
+        return lambda: figures.comparison_figure(rows, metric)
+
+    there = {name for entry in entries for row in entry.run.rows for name in row}
+    return {metric: draw(metric) for metric in COLUMNS if metric in there}
