@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
+import pandas as pd
 import yaml
 
 from analysis import report
 from benchmarks.recipes import CONFIGS, read_run
-from benchmarks.rows import RESULTS, add_row, read_rows, today
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from benchmarks.runs import add_run
 from benchmarks.visit_plan import DRY, REAL, SMALL, Step, plan
 from common import cli
@@ -180,6 +181,24 @@ def done_steps(record: Path, device: str | None = None) -> dict[tuple[str, str],
     return {(row.stage, row.step): row.weights for row in rows.itertuples()}
 
 
+def table() -> str:
+    """What the checks of a visit have found, in Markdown."""
+    if not (RESULTS / RECORD).exists():
+        return "Nothing is on record yet."
+    rows = read_rows(RESULTS / RECORD, "stage", "step")
+    rows = rows[rows["stage"] == "checks"].fillna("")
+    rows = rows.drop_duplicates(["step", "device"], keep="last")
+    shown = {
+        "check": rows["step"],
+        "outcome": rows["said"].where(rows["exit_code"] != 0, "passed"),
+        "test accuracy": rows["test/acc"].map(lambda share: share and f"{share:.2%}"),
+        "training, s": rows["fit_seconds"].astype("str"),
+        "weights": rows["weights"],
+        "on": rows["device"],
+    }
+    return markdown(pd.DataFrame(shown))
+
+
 class Visit:
     """Runs steps and records how they went.
 
@@ -191,6 +210,8 @@ class Visit:
         self, records: Path, runs: Path, jobs: int, minutes: float | None, dry_run: bool
     ) -> None:
         self.records, self.runs, self.jobs = records, runs, jobs
+        # To compile takes a CPU minutes, and says nothing of a GPU.
+        self.env = {"TORCHDYNAMO_DISABLE": "1"} if dry_run else {}
         self.end = time.time() + 60 * minutes if minutes is not None else float("inf")
         accelerator = "cpu" if dry_run else "gpu"
         hardware = choose_hardware(accelerator, 1, 1, "auto", "auto")
@@ -236,7 +257,7 @@ class Visit:
         add_row(self.records / RECORD, row)
         if code == 0:
             print(f"{name}: done in {seconds} s", flush=True)
-        elif code == STOPPED and time.time() >= self.end:
+        elif time.time() >= self.end:
             print(f"{name}: out of time; the next call goes on", flush=True)
         else:
             self.failed.append(name)
@@ -263,8 +284,9 @@ class Visit:
         self, command: list[str], step: Step, log: int, until: Path | None = None
     ) -> int:
         """Run a command; send SIGTERM when a file is there, or time is up."""
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        env = {} if step.alone else {"OMP_NUM_THREADS": str(threads)}
+        env = dict(self.env)
+        if not step.alone:
+            env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=PROJECT,

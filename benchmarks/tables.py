@@ -20,11 +20,11 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 
-from benchmarks import pace, scale, ship
+from benchmarks import gpu_visit, pace, scale, ship
 from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
-from benchmarks.studies import lr_rules, lr_small, small_maps, unknown_images
+from benchmarks.studies import airbench, lr_rules, lr_small, small_maps, unknown_images
 from benchmarks.sweeps import find_sweeps, steps_tables, sweep_table
 from common import cli
 from common.errors import InputError
@@ -58,6 +58,8 @@ TABLES = (
     Table("docs/lab/scale.md", "results", scale.tables),
     Table("docs/lab/speed.md", "results", pace.table),
     Table("docs/lab/speed.md", "small_maps", small_maps.table),
+    Table("docs/lab/speed.md", "checks", gpu_visit.table),
+    Table("docs/lab/speed.md", "airbench", airbench.table),
     Table("docs/unknown_images.md", "results", unknown_images.table),
 )
 

@@ -25,9 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
+import pandas as pd
 import torch
 
-from benchmarks.rows import add_row, read_rows, today
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, summary, today
+from benchmarks.runs import percent
 from common import cli
 from common.errors import InputError
 from config import Accelerator, Asked, Config
@@ -69,7 +71,8 @@ def airbench(
             raise InputError(f"{path}: no such file; give a script of airbench")
     hardware = choose_hardware(accelerator, 1, 1, "auto", "auto")
     circumstances = provenance.circumstances(hardware) | {"precision": PRECISION}
-    images = load_images(Config(data=data, data_dir=data_dir, val_size=0))
+    config = Config(data=data, data_dir=data_dir, val_size=0, batch_size=1)
+    images = load_images(config)  # the scripts make their batches themselves
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("cifar10").mkdir()  # where the scripts look
         sets = {"train": images.train_set, "test": images.test_set}
@@ -133,6 +136,28 @@ def train_once(
         "fit_seconds": round(fit_seconds, 3),
         "seconds": round(seconds, 3),
     }
+
+
+def table() -> str:
+    """What is on record, in Markdown: a row a script and device."""
+    files = sorted(RESULTS.glob("*_airbench_*.csv"))
+    if not files:
+        return "Nothing is on record yet."
+    rows = pd.concat([read_rows(file, "script") for file in files])
+    shown = []
+    for (script, device), same in rows.groupby(["script", "device"], sort=False):
+        shown.append(
+            {
+                "script": script,
+                "test accuracy": percent(same["test/acc"]),
+                "with its TTA": percent(same["test/acc_tta"]),
+                "n": len(same),
+                "training, s": summary(same["fit_seconds"], 2),
+                "by its own clock, s": summary(same["seconds"], 2),
+                "on": device,
+            }
+        )
+    return markdown(pd.DataFrame(shown))
 
 
 if __name__ == "__main__":
