@@ -67,7 +67,7 @@ def choose(
     given: dict[str, Any] = yaml.safe_load(Path(recipe).read_text("utf-8")) or {}
     chosen = given | {flag: flags[flag] for flag in changed}
     said = f"{percent(accuracies)} of the held-out images, n = {len(accuracies)}"
-    said = f"{said}, one of {len(trials)} on {kind['device']}"
+    said = f"{said}, of {len(trials)} recipes on {kind['device']}"
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     with replacing(Path(output), "w") as file:
         file.write(f"# Chosen from {Path(runs).name}: {said}.\n\n")
@@ -76,7 +76,7 @@ def choose(
 
 
 def find_trials(runs: pd.DataFrame, recipe: str) -> list[Trial]:
-    """The recipes that a sweep has trained with the most seeds.
+    """All that a sweep has trained.
 
     Raises:
         InputError: Some of them have seen the test set.
@@ -87,17 +87,17 @@ def find_trials(runs: pd.DataFrame, recipe: str) -> list[Trial]:
             f"runs of {recipe!r} were tested; nothing is chosen on the test set: give "
             "runs of measure.py --select"
         )
-    found = [(kind, same["val/acc"]) for kind, same in by_kind(runs)]
-    most = max((len(accuracies) for _, accuracies in found), default=0)
-    return [one for one in found if len(one[1]) == most]
+    return [(kind, same["val/acc"]) for kind, same in by_kind(runs)]
 
 
 def best(trials: list[Trial], reach: float | None) -> Trial:
-    """The most accurate one, or the shortest one that is accurate enough.
+    """Of those with the most seeds the most accurate, or the shortest that is enough.
 
     Raises:
         InputError: None is.
     """
+    most = max(len(accuracies) for _, accuracies in trials)
+    trials = [trial for trial in trials if len(trial[1]) == most]
     highest = max(trials, key=lambda trial: trial[1].mean())
     if reach is None:
         return highest

@@ -36,7 +36,7 @@ import pandas as pd
 import yaml
 
 from analysis import report
-from benchmarks.recipes import CONFIGS, read_run
+from benchmarks.recipes import CONFIGS
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from benchmarks.runs import add_run
 from benchmarks.visit_plan import DRY, REAL, SMALL, Step, plan
@@ -44,6 +44,7 @@ from common import cli
 from common.errors import InputError, StoppedError
 from common.files import expanded
 from common.text import one_line
+from config import Config
 from machine import provenance
 from machine.hardware import choose_hardware
 from machine.provenance import PROJECT
@@ -178,7 +179,8 @@ def done_steps(record: Path, device: str | None = None) -> dict[tuple[str, str],
     rows = read_rows(record, *needed, text=["weights"]).fillna({"weights": ""})
     rows = rows[rows["exit_code"] == 0]
     rows = rows if device is None else rows[rows["device"] == device]
-    return {(row.stage, row.step): row.weights for row in rows.itertuples()}
+    cells = rows[["stage", "step", "weights"]].to_numpy(dtype=str).tolist()
+    return {(stage, step): weights for stage, step, weights in cells}
 
 
 def table() -> str:
@@ -278,7 +280,7 @@ class Visit:
         if code != STOPPED or not saved.exists():
             os.write(log, b"not stopped within an epoch\n")
             return code or 1
-        return self.call(*others, step, log)
+        return self.call(others[0], step, log)
 
     def call(
         self, command: list[str], step: Step, log: int, until: Path | None = None
@@ -322,7 +324,8 @@ class Visit:
             if weights != theirs:
                 raise InputError(f"weights {weights}; {step.same_as} has {theirs}")
         if step.recipe:
-            add_run(folder, step.recipe, read_run(folder), self.records / "runs.csv")
+            given = Config(**cli.parse(Config, step.command[1:]))
+            add_run(folder, step.recipe, given, self.records / "runs.csv")
         return {name: metrics.get(name) for name in FIGURES} | {"weights": weights}
 
 

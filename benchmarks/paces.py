@@ -104,16 +104,16 @@ def train_briefly(
     prepare(setting.device, keep_memory=setting.keep_memory)
     images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=setting.on_host)
     images.setup()
-    flags = {
-        "lr": 0.001,
-        "val_size": 0,
-        "batch_size": setting.batch_size,
-        "max_epochs": epochs,
-        "base_width": setting.base_width,
-        "limit_train_batches": setting.steps,
-        "compile": setting.compile,
-    }
-    config = replace(Config(**flags), **own_flags(setting.flags))
+    config = Config(
+        lr=0.001,
+        val_size=0,
+        batch_size=setting.batch_size,
+        max_epochs=epochs,
+        base_width=setting.base_width,
+        limit_train_batches=setting.steps,
+        compile=setting.compile,
+    )
+    config = replace(config, **own_flags(setting.flags))
     return fit(config, hardware, images, folder, *others)
 
 

@@ -57,6 +57,7 @@ REAL: dict[str, Any] = {
     "half": "16-mixed",
     "tests": "-m gpu",
     "paced": "",
+    "against": "[loop,course,limit]",
     "graph": "true",
     "scaled": "--repeats 1",
     "batches": [512, 256],
@@ -106,6 +107,7 @@ DRY: dict[str, Any] = {
     "half": "bf16-mixed",  # a CPU has not got the other
     "tests": "-m gpu --collect-only",
     "paced": "--precision 32-true --base_width 4 --steps 2 --repeats 1",
+    "against": "[loop,course]",  # the other takes a CPU minutes
     "graph": "false",
     "scaled": "--repeats 1 --epochs [1] --images [100,200] --batch_sizes [8] "
     "--processes [1] --images_per_epoch 16",
@@ -119,8 +121,10 @@ DRY: dict[str, Any] = {
 }
 
 # Where things are: folders, recipes, and flags that say where the images are.
-PLACES = ("data", "data_of_recipes", "records", "runs", "airbench")
-PLACES += ("best", "seed", "default")
+PLACES = (
+    *("data", "data_of_recipes", "records", "runs", "airbench"),
+    *("best", "seed", "default"),
+)
 
 TRAIN = "train.py --accelerator {accelerator} {data} {small} --output_dir {runs}"
 MEASURE = "benchmarks/measure.py {data_of_recipes}"
@@ -202,7 +206,7 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
     ]
     paces = [
         *pace("profile", PROFILE),
-        *pace("plain", THROUGHPUT),
+        *pace("plain", "--against {against} " + THROUGHPUT),
         *pace("compiled", "--train.compile default " + quick),
         *pace("reduced_overhead", "--train.compile reduce-overhead " + quick),
         *pace("graphed", "--train.cuda_graph {graph} " + quick),

@@ -152,8 +152,8 @@ def table() -> str:
                 "test accuracy": percent(same["test/acc"]),
                 "with its TTA": percent(same["test/acc_tta"]),
                 "n": len(same),
-                "training, s": summary(same["fit_seconds"], 2),
-                "by its own clock, s": summary(same["seconds"], 2),
+                "training, s": summary([*same["fit_seconds"]], 2),
+                "by its own clock, s": summary([*same["seconds"]], 2),
                 "on": device,
             }
         )
