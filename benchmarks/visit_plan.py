@@ -52,7 +52,7 @@ REAL: dict[str, Any] = {
     "accelerator": "gpu",
     "device": "cuda",
     "small": "",
-    "short": "--max_epochs 3",
+    "short": "--max_epochs 3 --report false",
     "every": 20,  # steps between checkpoints of the run that is stopped
     "half": "16-mixed",
     "tests": "-m gpu",
@@ -102,7 +102,7 @@ DRY: dict[str, Any] = {
     "accelerator": "cpu",
     "device": "cpu",
     "small": " ".join(f"--{flag} {value}" for flag, value in SMALL.items()),
-    "short": "--max_epochs 2",
+    "short": "--max_epochs 2 --report false",
     "every": 5,
     "half": "bf16-mixed",  # a CPU has not got the other
     "tests": "-m gpu --collect-only",

@@ -1,6 +1,7 @@
 """The visit of a GPU: a valid plan, and steps that are run, recorded and compared."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -278,6 +279,14 @@ def test_the_list_shows_what_is_not_on_record() -> None:
     assert f"beside it: 3 of 4 steps on record\n    empty: {names[1]}" in shown
     add_row(file, row | {"step": names[1], "weights": ""})
     assert listing(file).endswith("beside it: 4 of 4 steps on record")
+
+
+def test_without_a_stage_it_lists(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_visit.py", "--output", "none"])
+    runpy.run_path(str(PROJECT / "benchmarks/gpu_visit.py"), run_name="__main__")
+    assert capsys.readouterr().out == listing(Path("none") / RECORD) + "\n"
 
 
 @pytest.mark.parametrize(
