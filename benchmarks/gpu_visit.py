@@ -143,7 +143,7 @@ def find_values(
 
 def shown(path: Path) -> str:
     """A path as seen from the project, where commands run, quoted as for a shell."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # links stay: it will be on record
     inside = path.is_relative_to(PROJECT)
     return shlex.quote(str(path.relative_to(PROJECT) if inside else path))
 

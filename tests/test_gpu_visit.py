@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks import gpu_visit as gpu_visit_module
 from benchmarks import measure as measuring
 from benchmarks import recipes
 from benchmarks.choose import choose
@@ -24,6 +25,7 @@ from benchmarks.gpu_visit import (
     find_values,
     gpu_visit,
     listing,
+    shown,
 )
 from benchmarks.measure import measure
 from benchmarks.pace import pace
@@ -145,6 +147,16 @@ def test_a_dry_run_writes_into_its_own_folders(tmp_path: Path) -> None:
                     small = read_recipe(config, {}, select=False)
                     assert Path(small.output_dir).is_relative_to(tmp_path)
                     assert (small.data, small.accelerator) == ("synthetic", "cpu")
+
+
+def test_paths_on_record_are_as_seen_from_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_visit_module, "PROJECT", tmp_path)
+    Path("elsewhere").mkdir()
+    Path("my images").symlink_to("elsewhere")
+    assert shown(Path("my images")) == "'my images'"
+    assert shown(tmp_path.parent) == str(tmp_path.parent)
 
 
 # --- The runner. ---
