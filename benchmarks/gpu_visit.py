@@ -187,8 +187,8 @@ def table() -> str:
     """What the checks of a visit have found, in Markdown."""
     if not (RESULTS / RECORD).exists():
         return "Nothing is on record yet."
-    rows = read_rows(RESULTS / RECORD, "stage", "step")
-    rows = rows[rows["stage"] == "checks"].fillna("")
+    rows = read_rows(RESULTS / RECORD, "stage", "step").astype("object").fillna("")
+    rows = rows[rows["stage"] == "checks"]
     rows = rows.drop_duplicates(["step", "device"], keep="last")
     shown = {
         "check": rows["step"],

@@ -114,15 +114,17 @@ def table() -> str:
     """All measurements on record, in Markdown."""
     files = sorted(RESULTS.glob("*_throughput_*.csv"))
     rows = pd.concat([read_rows(file) for file in files])
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows, "flags", "on_host"])))
-    on_host = rows["on_host"].map({True: "images on the host"}).fillna("")
+    texts = [f"{name} images/s" for name in PACES] + [f"trainer/{n}" for n in RIVALS]
+    wanted = list(dict.fromkeys([*rows, *texts, "flags", "on_host"]))
+    rows = rows.reindex(columns=wanted).astype("object").fillna("")
+    on_host = rows["on_host"].map({True: " images on the host"}).fillna("")
     shown = {
         "on": rows["device"] + ", " + rows["precision"],
         "batch size": rows["batch_size"],
         "compiled": rows["compile"].map({True: "yes", False: "no"}),
-        "of the trainer": (rows["flags"].fillna("") + " " + on_host).str.strip(),
-        **{name: rows[f"{name} images/s"].fillna("") for name in PACES},
-        **{f"trainer/{name}": rows[f"trainer/{name}"].fillna("") for name in RIVALS},
+        "of the trainer": (rows["flags"] + on_host).str.strip(),
+        **{name: rows[f"{name} images/s"] for name in PACES},
+        **{f"trainer/{name}": rows[f"trainer/{name}"] for name in RIVALS},
         "rounds": rows["repeats"],
     }
     return markdown(pd.DataFrame(shown))

@@ -15,6 +15,7 @@ import yaml
 
 from benchmarks import gpu_visit as gpu_visit_module
 from benchmarks import measure as measuring
+from benchmarks import pace as pace_module
 from benchmarks import recipes
 from benchmarks.choose import choose
 from benchmarks.gpu_visit import (
@@ -34,6 +35,7 @@ from benchmarks.recipes import read_recipe
 from benchmarks.rows import RESULTS, add_row, read_rows
 from benchmarks.runs import read_runs
 from benchmarks.scale import scale
+from benchmarks.studies import airbench as airbench_module
 from benchmarks.studies.airbench import airbench
 from benchmarks.visit_plan import REAL, Stage, Step, plan
 from common import cli
@@ -291,6 +293,52 @@ def test_the_list_shows_what_is_not_on_record() -> None:
     assert f"beside it: 3 of 4 steps on record\n    empty: {names[1]}" in shown
     add_row(file, row | {"step": names[1], "weights": ""})
     assert listing(file).endswith("beside it: 4 of 4 steps on record")
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of a Markdown table, without its head."""
+    rows = table.splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_tables_show_what_a_visit_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (gpu_visit_module, airbench_module, pace_module):
+        monkeypatch.setattr(module, "RESULTS", Path())
+    assert gpu_visit_module.table() == airbench_module.table()
+    assert airbench_module.table() == "Nothing is on record yet."
+    step = {"stage": "checks", "step": "nccl", "device": "H100"}
+    for own in (
+        {"exit_code": 1, "said": "no NCCL"},
+        {"exit_code": 0, "test/acc": 0.925, "fit_seconds": 1.5, "weights": "a1"},
+        {"step": "half", "exit_code": 3, "said": "it diverged"},
+        {"stage": "pace", "exit_code": 0},
+    ):
+        add_row(Path(RECORD), step | own)
+    assert cells(gpu_visit_module.table()) == [
+        ["nccl", "passed", "92.50%", "1.5", "a1", "H100"],
+        ["half", "it diverged", "", "", "", "H100"],
+    ]
+    rival = {"script": "a.py", "device": "H100", "test/acc_tta": 0.94}
+    for seconds in (1.0, 2.0):
+        own = {"test/acc": 0.9, "fit_seconds": seconds, "seconds": seconds + 1}
+        add_row(Path("2026_airbench_cuda.csv"), rival | own)
+    assert cells(airbench_module.table()) == [
+        [
+            *("a.py", "90.00 ± 0.00 % (90.00 to 90.00)"),
+            *("94.00 ± 0.00 % (94.00 to 94.00)", "2"),
+            *("1.50 (1.00-2.00)", "2.50 (2.00-3.00)", "H100"),
+        ]
+    ]
+    kept = {"device": "cuda: H100", "precision": "bf16-mixed", "batch_size": 512}
+    kept |= {"compile": False, "repeats": 5, "trainer images/s": "9 (9-9)"}
+    kept |= {"loop images/s": "9 (8-9)", "trainer/loop": "1.00 (1.00-1.12)"}
+    add_row(Path("2026_throughput_cuda.csv"), kept)
+    own = {"flags": "--compile=default", "on_host": True}
+    add_row(Path("2026_throughput_cuda.csv"), kept | own)
+    first, second = cells(pace_module.table())
+    assert first[2:5] == ["no", "", "9 (9-9)"]
+    assert second[3] == "--compile=default images on the host"
+    assert second[6:9] == ["", "", "1.00 (1.00-1.12)"]
 
 
 def test_without_a_stage_it_lists(
