@@ -15,9 +15,10 @@ stopped. What this protocol decides overrules the files.
 `--select` is for choosing between recipes: 5,000 training images are held out instead,
 others for each seed, and the test set is not touched. Its rows go to `selection.csv`.
 `--sweep.FLAG` trains each recipe with each of these values, and with all combinations
-where it is given for several flags. `--steps` leads from a first recipe to a second:
-each step keeps what those before it have changed. Of both neither run folders nor
-times are kept.
+where it is given for several flags; with `--best 2` only the two that are ahead after
+the first seed are trained with the others. `--steps` leads from a first recipe to a
+second: each step keeps what those before it have changed. Of both neither run folders
+nor times are kept. A run that diverges is named, and the others go on.
 
 `fit_seconds` follows the rule of the speedruns: when the clock starts, the images are
 on the device and the kernels are warm. Augmentation is inside; validation, saving and
@@ -51,7 +52,7 @@ from benchmarks.runs import (
 )
 from benchmarks.sweeps import steps_tables
 from common import cli
-from common.errors import InputError
+from common.errors import DivergedError, InputError
 from config import Config
 
 Recipe = tuple[str, Config]  # its name, and all flags but the seed
@@ -64,6 +65,7 @@ def measure(
     first_seed: int = 0,
     select: bool = False,
     sweep: Sweep | None = None,
+    best: int | None = None,
     steps: bool = False,
     data_dir: str | None = None,
     output: str | None = None,
@@ -77,6 +79,8 @@ def measure(
         first_seed: The first of them.
         select: Compare on held-out training images, and leave the test set alone.
         sweep: Values of flags, all of which each recipe is trained with.
+        best: Number of recipes that are trained with more than the first seed, those
+            that are ahead after it; null for all.
         steps: Train all that lies between two recipes, a step at a time.
         data_dir: Folder of the images; null for that of the file.
         output: CSV file of the runs; null for the project's own.
@@ -84,9 +88,12 @@ def measure(
 
     Raises:
         InputError: A value or file that the user can put right.
+        DivergedError: Some runs diverged; the others are on record.
     """
     if seeds < 1:
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
+    if best is not None and (best < 1 or not select):
+        raise InputError("--best must be at least 1, and is for --select only")
     wanted = range(first_seed, first_seed + seeds)
     runs = Path(output or RESULTS / ("selection.csv" if select else "runs.csv"))
     own = {"seed": first_seed, "data_dir": data_dir}
@@ -95,8 +102,13 @@ def measure(
         check_record(read_runs(runs), planned, runs)
     kept, commit = not (sweep or steps), recipes.commit_of_code()
     warm: list[Config] = []
+    diverged: list[str] = []
     for seed, (name, config) in itertools.product(wanted, planned):
         same = {"seed": seed, "commit": commit, **recipes.place(config)}
+        if best is not None and seed > first_seed:
+            first = same | {"seed": first_seed}
+            if (name, config) not in ahead(planned, best, read_runs(runs), first):
+                continue
         if len(on_record(read_runs(runs), name, config, same)):
             print(f"{name}: seed {seed} on record already", flush=True)
             continue
@@ -105,9 +117,15 @@ def measure(
             warm.append(config)
         folder = f"{name}_seed{seed}".replace(" ", "_")
         given = replace(config, seed=seed, name=folder)
-        train_once(name, given, runs, commit, kept=kept, timed=timed)
+        try:
+            train_once(name, given, runs, commit, kept=kept, timed=timed)
+        except DivergedError as error:
+            diverged.append(folder)
+            print(f"{folder}: {error}", flush=True)
     rows = pd.concat([of_recipe(read_runs(runs), *recipe) for recipe in planned])
     print(steps_tables(rows) if steps else results_table(rows))
+    if diverged:
+        raise DivergedError(f"not on record, for they diverged: {', '.join(diverged)}")
 
 
 def plan(
@@ -175,6 +193,25 @@ def on_record(
     """The runs of a recipe that agree in other columns, too."""
     found = of_recipe(runs, recipe, config)
     return found[(found[[*same]] == pd.Series(same)).all(axis=1)]
+
+
+def ahead(
+    planned: list[Recipe], best: int, runs: pd.DataFrame, first: dict[str, Any]
+) -> list[Recipe]:
+    """The recipes with the highest held-out accuracy with the first seed.
+
+    Args:
+        planned: All of them.
+        best: How many.
+        runs: Those on record.
+        first: What tells the runs with the first seed from others.
+    """
+
+    def accuracy(recipe: Recipe) -> float:
+        found = on_record(runs, *recipe, first)["val/acc"]
+        return float(found.iloc[-1]) if len(found) else -1.0  # it diverged
+
+    return sorted(planned, key=accuracy, reverse=True)[:best]
 
 
 def train_once(

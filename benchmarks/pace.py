@@ -23,14 +23,18 @@ and writes a page: time and page faults of a step, and the operations that take 
 the time, of a GPU's where there is one. They are the first steps of a process, so its
 images a second are not the pace. With `--keep_memory false` a CPU pays for page
 faults as glibc would have it.
+
+`--train.FLAG VALUE` gives the trainer a flag of train.py that the others have not, and
+`--against '[loop]'` leaves out what it is not to be compared with.
 """
 
 import multiprocessing
+import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +43,14 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import pandas as pd
 
-from benchmarks.paces import DTYPES, PACES, TRAIN_IMAGES, Setting, operations
+from benchmarks.paces import (
+    DTYPES,
+    PACES,
+    TRAIN_IMAGES,
+    Setting,
+    operations,
+    own_flags,
+)
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, summary, today
 from benchmarks.step_profile import WARM_UP, profile_page
 from common import cli
@@ -48,21 +59,26 @@ from config import Compile, Precision
 from machine import provenance
 from machine.hardware import Hardware, choose_hardware
 
+Rival = Literal["loop", "course", "limit"]
+RIVALS: tuple[Rival, ...] = get_args(Rival)
 
-def measure(setting: Setting, repeats: int) -> dict[str, list[float]]:
-    """Images a second of each, round by round."""
+
+def measure(
+    setting: Setting, repeats: int, names: tuple[str, ...]
+) -> dict[str, list[float]]:
+    """Images a second of each of these, round by round."""
     context = multiprocessing.get_context("spawn")  # each pays for its own memory
-    paces: dict[str, list[float]] = {name: [] for name in PACES}
+    paces: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         pools = {
             name: stack.enter_context(
                 ProcessPoolExecutor(1, context, cli.set_up_messages)
             )
-            for name in PACES
+            for name in names
         }
         for number in range(repeats + 1):
-            for name, function in PACES.items():
-                result = pools[name].submit(function, setting).result()
+            for name in names:
+                result = pools[name].submit(PACES[name], setting).result()
                 if number:
                     paces[name].append(result)
                     print(f"round {number}: {name} {result:.1f} images/s", flush=True)
@@ -100,24 +116,20 @@ def table() -> str:
     """All measurements on record, in Markdown."""
     files = sorted(RESULTS.glob("*_throughput_*.csv"))
     rows = pd.concat([read_rows(file) for file in files])
-    ours = [f"trainer/{name}" for name in PACES if name != "trainer"]
+    texts = [f"{name} images/s" for name in PACES] + [f"trainer/{n}" for n in RIVALS]
+    wanted = list(dict.fromkeys([*rows, *texts, "flags", "on_host"]))
+    rows = rows.reindex(columns=wanted).astype("object").fillna("")
+    on_host = rows["on_host"].map({True: " images on the host"}).fillna("")
     shown = {
         "on": rows["device"] + ", " + rows["precision"],
         "batch size": rows["batch_size"],
-        "compiled": compiled(rows),
+        "compiled": rows["compile"].astype(str).replace({"True": "yes", "False": "no"}),
+        "of the trainer": (rows["flags"] + on_host).str.strip(),
         **{name: rows[f"{name} images/s"] for name in PACES},
-        **{name: rows[name] for name in ours},
+        **{f"trainer/{name}": rows[f"trainer/{name}"] for name in RIVALS},
         "rounds": rows["repeats"],
     }
     return markdown(pd.DataFrame(shown))
-
-
-def compiled(rows: pd.DataFrame) -> pd.Series:
-    """How the steps of each measurement reached the device, in a word."""
-    modes = rows["compile"].astype(str).replace({"True": "yes", "False": "no"})
-    if "cuda_graph" not in rows:
-        return modes
-    return modes.mask(rows["cuda_graph"].astype(str) == "True", "CUDA graph")
 
 
 def pace(
@@ -127,9 +139,11 @@ def pace(
     steps: int | None = None,
     repeats: int = 5,
     compile: Compile = False,
-    cuda_graph: bool = False,
     base_width: int = 64,
     keep_memory: bool = True,
+    on_host: bool = False,
+    train: dict[str, str | int | float | bool] | None = None,
+    against: tuple[Rival, ...] = RIVALS,
     output: str | None = None,
     profile: str | None = None,
 ) -> None:
@@ -143,9 +157,11 @@ def pace(
             With --profile, steps to time and again to profile; null for 10.
         repeats: Rounds that count.
         compile: Compile the trainer's step and the loop's network, as train.py does.
-        cuda_graph: Have the trainer replay CUDA graphs, as train.py does.
         base_width: Channels of the first convolution.
         keep_memory: Keep freed memory in trainer and loop on a CPU, as train.py does.
+        on_host: Hold the trainer's images in host memory.
+        train: Flags of train.py, for the trainer only.
+        against: What the trainer is compared with.
         output: CSV file to which a row is added; docs/lab/speed.md shows those named
             benchmarks/results/DATE_throughput_DEVICE.csv.
         profile: Markdown file to write about steps of the trainer, instead.
@@ -176,15 +192,11 @@ def pace(
             f"--batch_size {batch_size}: {max(steps, 1)} batches are needed of "
             f"{TRAIN_IMAGES} images; give fewer steps or smaller batches"
         )
+    flags = shlex.join(f"--{name}={value}" for name, value in (train or {}).items())
+    own_flags(flags)  # a wrong one is refused before the work
     setting = Setting(
-        device,
-        settled,
-        batch_size,
-        steps,
-        base_width,
-        compile,
-        keep_memory,
-        cuda_graph,
+        *(device, settled, batch_size, steps, base_width, compile, keep_memory),
+        *(flags, on_host),
     )
     if profile is not None:
         page = profile_page(setting, provenance.circumstances(hardware))
@@ -192,7 +204,7 @@ def pace(
         Path(profile).write_text(page, encoding="utf-8")
         print(page)
         return
-    paces = measure(setting, repeats)
+    paces = measure(setting, repeats, ("trainer", *against))
     row = record(setting, paces, hardware)
     if output is not None:
         add_row(Path(output), row)

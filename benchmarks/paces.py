@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.noise import RandomImages, fit, noise, prepare
+from common import cli
 from config import Compile, Config, Precision
 from custom_resnet import CustomResNet
 from machine.hardware import choose_hardware
@@ -41,7 +44,23 @@ class Setting(NamedTuple):
     base_width: int
     compile: Compile
     keep_memory: bool = True
-    cuda_graph: bool = False
+    flags: str = ""  # of train.py, for the trainer only
+    on_host: bool = False  # where the trainer's images are
+
+
+class WarmUp(Callback):
+    """Has an epoch before the one that counts, as a GPU is slower in its first steps.
+
+    Lightning empties the memory's cache before it, and graphs are captured in it.
+    """
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the first one, which the clock has just counted."""
+        if trainer.current_epoch == 0:
+            [clock] = [
+                one for one in trainer.callbacks if isinstance(one, TrainingClock)
+            ]
+            clock.seconds, clock.images = 0.0, 0
 
 
 class NoiseDataset(Dataset[tuple[Tensor, int]]):
@@ -95,7 +114,7 @@ def train_briefly(
     accelerator = "gpu" if setting.device == "cuda" else "cpu"
     hardware = choose_hardware(accelerator, 1, 1, "auto", setting.precision)
     prepare(setting.device, keep_memory=setting.keep_memory)
-    images = RandomImages(TRAIN_IMAGES, setting.batch_size)
+    images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=setting.on_host)
     images.setup()
     config = Config(
         lr=0.001,
@@ -105,9 +124,16 @@ def train_briefly(
         base_width=setting.base_width,
         limit_train_batches=setting.steps,
         compile=setting.compile,
-        cuda_graph=setting.cuda_graph,
     )
+    config = replace(config, **own_flags(setting.flags))
     return fit(config, hardware, images, folder, *others)
+
+
+def own_flags(flags: str) -> dict[str, Any]:
+    """Flags of train.py by name, from a command line; a wrong one ends the program."""
+    names = [part.split("=")[0].removeprefix("--") for part in shlex.split(flags)]
+    values = cli.parse(Config, shlex.split(flags), "pace.py")
+    return {name: values[name] for name in names}
 
 
 def loop_pace(setting: Setting) -> float:

@@ -20,11 +20,20 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 
-from benchmarks import model_card, operations, pace, saving, scale, ship
+from benchmarks import (
+    gpu_visit,
+    model_card,
+    operations,
+    pace,
+    saving,
+    scale,
+    ship,
+)
 from benchmarks.recipes import read_run
 from benchmarks.rows import RESULTS
 from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
 from benchmarks.studies import (
+    airbench,
     explanations,
     fine_tuning,
     lr_rules,
@@ -71,6 +80,8 @@ TABLES = (
     Table("docs/lab/speed.md", "small_maps", small_maps.table),
     Table("docs/own_images.md", "fine_tuning", fine_tuning.table),
     Table("docs/lab/speed.md", "saving", saving.table),
+    Table("docs/lab/speed.md", "checks", gpu_visit.table),
+    Table("docs/lab/speed.md", "airbench", airbench.table),
     Table("docs/unknown_images.md", "results", unknown_images.table),
     Table("weights/README.md", "head", model_card.head),
     Table("weights/README.md", "accuracy", model_card.table),
