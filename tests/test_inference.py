@@ -85,14 +85,16 @@ def test_layer_cam_is_what_makes_the_class_more_probable() -> None:
     """The map against the chain rule, written out for the part above the layer."""
     torch.manual_seed(0)
     module = LitCustomResNet("abc", (0.5,) * 3, (0.25,) * 3, lr=0.01, base_width=4)
-    model, net = module.eval().requires_grad_(False), module.net
+    model = module.eval().requires_grad_(False)
+    net: Any = module.net
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([2, 0])
 
     def log_probability(maps: torch.Tensor) -> torch.Tensor:
         deep = net.layer3(maps)
         logits = net.fc(net.pool(deep + net.residual3(deep)).flatten(1))
-        return logits.log_softmax(dim=1)[range(2), labels].sum()
+        total: torch.Tensor = logits.log_softmax(dim=1)[range(2), labels].sum()
+        return total
 
     x = net.layer1(net.prep((images - model.mean) / model.std))
     maps = net.layer2(x + net.residual1(x))

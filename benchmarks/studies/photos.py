@@ -79,7 +79,8 @@ def speckle_noise(strength: float, images: Tensor, draws: torch.Generator) -> Te
 def gaussian_blur(sigma: float, images: Tensor, _: torch.Generator) -> Tensor:
     """Blurred, to four standard deviations."""
     side = 2 * int(4 * sigma + 0.5) + 1
-    return transforms.gaussian_blur(images, [side, side], [sigma])
+    blurred: Tensor = transforms.gaussian_blur(images, [side, side], [sigma])
+    return blurred
 
 
 def contrast(share: float, images: Tensor, _: torch.Generator) -> Tensor:
