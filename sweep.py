@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
@@ -44,7 +44,8 @@ RANGE = re.compile(r"([^:,]+):([^:,]+)(:log)?")
 FREE_TEXT = PATHS | {
     flag
     for flag, kind in TYPES.items()
-    if str in (kind, *get_args(kind)) and flag not in SHAPING
+    if {str, list} & {kind, *map(get_origin, get_args(kind)), *get_args(kind)}
+    and flag not in SHAPING
 }
 JUDGING = ("val_size", "limit_val_batches", "limit_test_batches", "tta")
 USELESS = ("ckpt_path", "overwrite", "fast_dev_run")

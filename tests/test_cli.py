@@ -17,6 +17,7 @@ from common import cli
 from common.errors import InputError
 from config import Config
 from run_files import Payload
+from sweep import Sweep
 from train import main
 from training.checkpoint import AtomicCheckpointIO
 
@@ -318,6 +319,8 @@ PROGRAMS = {
     if "cli.run(" in path.read_text(encoding="utf-8")
 }
 
+DATACLASSES = {"train": Config, "sweep": Sweep}  # whose flags are not of a function
+
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_has_help_in_words_with_an_example(
@@ -327,7 +330,7 @@ def test_every_program_has_help_in_words_with_an_example(
     function = getattr(importlib.import_module(package + name), name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as end:
-        cli.run(f"{name}.py", function, flags=Config if name == "train" else None)
+        cli.run(f"{name}.py", function, flags=DATACLASSES.get(name))
     assert not end.value.code
     options, examples = capsys.readouterr().out.split("\nexamples:\n")
     assert max(map(len, options.splitlines())) <= 80
