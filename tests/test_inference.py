@@ -93,8 +93,8 @@ def test_layer_cam_is_what_makes_the_class_more_probable() -> None:
     def log_probability(maps: torch.Tensor) -> torch.Tensor:
         deep = net.layer3(maps)
         logits = net.fc(net.pool(deep + net.residual3(deep)).flatten(1))
-        total: torch.Tensor = logits.log_softmax(dim=1)[range(2), labels].sum()
-        return total
+        chosen: torch.Tensor = logits.log_softmax(dim=1)[range(2), labels]
+        return chosen.sum()
 
     x = net.layer1(net.prep((images - model.mean) / model.std))
     maps = net.layer2(x + net.residual1(x))
