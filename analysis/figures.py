@@ -40,7 +40,7 @@ def own_style(settings: dict[Any, Any] | None = None) -> Iterator[None]:
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:
     """A figure as loggers take it: uint8 (H, W, 3)."""
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
