@@ -46,10 +46,9 @@ class Parser(ArgumentParser):
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Groups of flags, and examples of commands."""
-        examples = "".join(f"  {example}\n" for example in self.known.examples)
-        return super().format_help(formatter) + (
-            examples and f"\nexamples:\n{examples}"
-        )
+        examples = [f"\n  {example}" for example in self.known.examples]
+        last = ["\nexamples:", *examples, "\n"] if examples else []
+        return super().format_help(formatter) + "".join(last)
 
     def parse_path(self, path: Any, *arguments: Any, **keywords: Any) -> Any:
         """Read a configuration file, which is UTF-8 on every machine."""

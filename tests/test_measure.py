@@ -259,10 +259,10 @@ def test_results_and_pages_do_not_make_a_commit_dirty(
 @pytest.mark.parametrize(
     ("content", "arguments", "reason"),
     [
-        (None, "", "File does not exist"),
+        (None, "", "bad.yaml: no such file; give"),
         ("[", "", "Problems parsing config"),
-        ("lrr: 1", "", "'lrr' is not accepted"),
-        ("lr: fast", "", "--lr must be a number or 'auto', got 'fast'"),
+        ("lrr: 1", "", "unknown flag lrr; did you mean lr?"),
+        ("lr: fast", "", "--lr must be a number or auto, got 'fast'"),
         ("lr: -1", "", "--lr must be a finite number above 0, or auto, got -1.0"),
         ("lr: 1", "--seeds 0", "--seeds must be a whole number, at least 1"),
         ("lr: 1", "--first_seed -1", "--seed must be a whole number, from 0"),
