@@ -123,9 +123,11 @@ def table() -> str:
     rows = []
     for (count, lr), same in read_accuracies().groupby(["per_class", "lr"]):
         row = {"training images": f"{count} a class", "`--lr`": f"{lr:g}"}
+        counts = {}
         for start in STARTS:
-            row[start] = percent(same.loc[same["start"] == start, "test/acc"])
-        rows.append(row | {"n": str(same["seed"].nunique())})
+            shares = same.loc[same["start"] == start, "test/acc"]
+            row[start], counts[str(len(shares))] = percent(shares), None
+        rows.append(row | {"n": " and ".join(counts)})
     return markdown(pd.DataFrame(rows))
 
 
