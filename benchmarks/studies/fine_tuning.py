@@ -123,11 +123,12 @@ def table() -> str:
     rows = []
     for (count, lr), same in read_accuracies().groupby(["per_class", "lr"]):
         row = {"training images": f"{count} a class", "`--lr`": f"{lr:g}"}
-        counts = {}
+        counts = []
         for start in STARTS:
             shares = same.loc[same["start"] == start, "test/acc"]
-            row[start], counts[str(len(shares))] = percent(shares), None
-        rows.append(row | {"n": " and ".join(counts)})
+            row[start] = percent(shares)
+            counts.append(str(len(shares)))
+        rows.append(row | {"n": " and ".join(dict.fromkeys(counts))})
     return markdown(pd.DataFrame(rows))
 
 
