@@ -78,7 +78,7 @@ def test_the_published_cifar10_from_download_to_prediction(
     quick = ("--batch_size", "64", "--max_epochs", "2", "--lr_steps", "40")
     url = ("--download_url", server.url("whole"))
     done = run("train.py", *SHORT, *quick, *url, "--name", "first")
-    assert "270 training, 30 validation and 60 test images of 10 " in succeeded(done)
+    assert "270 training, 30 validation, 60 test, 10 " in succeeded(done)
     assert server.asked == ["whole"]
     metrics = json.loads(Path("runs/first/metrics.json").read_text())
     assert metrics["epochs"] == 2
@@ -112,7 +112,7 @@ def test_fast_dev_run_on_the_published_batches(run: Run, server: Server) -> None
     for name, content in make_files(60).items():
         (folder / name).write_bytes(content)
     flags = ("--batch_size", "32", "--fast_dev_run")
-    assert "60 test images of 10 classes" in succeeded(run("train.py", *SHORT, *flags))
+    assert "60 test, 10 classes" in succeeded(run("train.py", *SHORT, *flags))
     assert server.asked == []
 
 
@@ -133,7 +133,7 @@ def test_a_run_repeats_from_another_folder(
     (folder / "train/red/notes.txt").write_text("no image")
     flags = ("--batch_size", "32", "--max_epochs", "1", "--lr", "0.01")
     done = run("train.py", *SHORT, *flags, "--data_dir", "own", "--name", "a")
-    assert "120 training, 120 validation and 30 test images of 3" in succeeded(done)
+    assert "own: 120 training, 120 validation, 30 test, 3 classes" in succeeded(done)
     assert (
         f"{folder / 'train'}: files that are no images were passed over: 1, such as "
         f"{Path('red', 'notes.txt')}" in done.stderr
