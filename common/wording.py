@@ -100,7 +100,9 @@ def _bare(known: Known, name: str) -> str:
 
 def _missing(known: Known, name: str) -> str:
     example = f"as in: {known.examples[0]}" if known.examples else "see --help"
-    return f"{name} missing; give at least one, {example}"
+    if typing.get_origin(known.types.get(name)) is list:
+        return f"{name} missing; give at least one, {example}"
+    return f"--{name} missing; give it, {example}"
 
 
 def _no_file(known: Known, path: str) -> str:

@@ -171,7 +171,7 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WRONG = {
-    "no format": ([], "the following arguments are required: format"),
+    "no format": ([], "--format missing; give it, as in: python export.py"),
     "format": (["--format", "coreml"], "--format must be onnx, torch, "),
     "no checkpoint": (
         ["--format", "onnx", "--ckpt_path", "nosuch"],

@@ -78,8 +78,8 @@ def test_csv_has_every_metric_and_a_new_folder_at_a_resume(quick_train: Train) -
 def test_none_logs_nowhere(quick_train: Train) -> None:
     quick_train(logger="none", max_epochs=1)
     assert {path.name for path in RUN.iterdir()} == {
-        *(".lock", "checkpoints", "config.yaml", "curves.png", "metrics.csv"),
-        *("metrics.json", "report.html"),
+        *(".lock", "checkpoints", "config.yaml", "metrics.csv", "metrics.json"),
+        *("confusion_matrix.png", "curves.png", "report.html", "train_batch.png"),
     }
 
 

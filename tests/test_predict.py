@@ -293,7 +293,7 @@ def test_odd_names_stay_on_one_line(command: Command) -> None:
 
 
 WRONG = {
-    "nothing": ([], "the following arguments are required: images"),
+    "nothing": ([], "images missing; give at least one"),
     "top": (["a.png", "--top", "0"], "--top must be a whole number, at least 1, got 0"),
     "explain": (["a.png", "--explain", "a.png"], "--explain a.png: not a folder that"),
     "checkpoint": (["a.png", "--ckpt_path", "nosuch"], "--ckpt_path nosuch: no such"),

@@ -272,7 +272,7 @@ WRONG = {
     "log": (("--weight_decay", "0:1:log"), "--weight_decay 0:1:log: no range"),
     "words": (("--flip", "none:random"), "--flip none:random: no range"),
     "three": (("--lr", "0.1:0.2:0.3"), "--lr 0.1:0.2:0.3: no range"),
-    "list": (("--flip", "none,nosuch"), "--flip must be 'none' or 'random' or"),
+    "list": (("--flip", "none,nosuch"), "--flip must be none, random or alternate"),
     "trials": (("--trials", "0"), "--trials must be at least 1, got 0"),
     "devices": (("--devices", "2"), "a trial trains on one device; leave --devices"),
     "resume": (("--ckpt_path", "last"), "--ckpt_path makes no sense in a sweep"),
