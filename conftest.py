@@ -82,6 +82,7 @@ def quick_train(image_folder: Path) -> Callable[..., Metrics]:
             "base_width": 4,
             "lr": 0.01,
             "name": "run",
+            "report": False,
         }
         return train(**quick | flags)
 

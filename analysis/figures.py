@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from analysis.evaluation import Calibration, Mistake
+from config import IMAGE_SIZE
 from training.history import Row
 from training.lr_finder import RangeTest, smooth
 
@@ -38,8 +40,9 @@ def own_style(settings: dict[Any, Any] | None = None) -> Iterator[None]:
         yield
 
 
-def rendered(figure: Figure) -> NDArray[np.uint8]:
+def rendered(figure: Figure, dpi: int = 100) -> NDArray[np.uint8]:
     """A figure as loggers take it: uint8 (H, W, 3)."""
+    figure.set_dpi(dpi)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
@@ -210,15 +213,18 @@ def samples_figure(images: Tensor, labels: Tensor, classes: Sequence[str]) -> Fi
         labels: int64 (N,).
         classes: Name of each of the C classes.
     """
-    columns = 8
-    rows = -(-len(labels) // columns)
-    figure = Figure(figsize=(10, 1.45 * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, label in zip(grid, images, labels.tolist(), strict=False):
-        axes.imshow(image.numpy())
-        axes.set_title(_short(classes[label]), fontsize="small", parse_math=False)
+    gap, columns = 10, 8
+    grid = make_grid(images.permute(0, 3, 1, 2), columns, gap, pad_value=255)
+    _, height, width = grid.shape
+    figure = Figure(figsize=(10, 10 * height / width), layout="constrained")
+    axes = figure.subplots()  # one: to lay out one for each image takes a second
+    axes.imshow(grid.permute(1, 2, 0).numpy())
+    axes.set_axis_off()
+    for place, label in enumerate(labels.tolist()):
+        row, column = divmod(place, columns)
+        left, top = (gap + number * (IMAGE_SIZE + gap) for number in (column, row))
+        middle, name = left + IMAGE_SIZE / 2, _short(classes[label])
+        axes.text(middle, top - 1.5, name, ha="center", parse_math=False)
     return figure
 
 

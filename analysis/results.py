@@ -3,7 +3,11 @@
 import logging
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 
 from analysis import report
@@ -51,12 +55,11 @@ def write_start(
     run.write_config(config)
     seen = first_samples(images, BATCH_IMAGES)
     figure = samples_figure(seen.augmented, seen.labels, images.classes)
-    figure.savefig(run.path / "train_batch.png", dpi=150)
+    _write(run, "train_batch.png", figure)
     if test is not None:
         run.write_range_test(test)
-        figure = lr_finder_figure(test)
-        figure.savefig(run.path / "lr_finder.png", dpi=150)
-        log_picture(trainer.loggers, "lr_finder", rendered(figure), 0)
+        picture = _write(run, "lr_finder.png", lr_finder_figure(test))
+        log_picture(trainer.loggers, "lr_finder", picture, 0)
 
 
 @rank_zero_only
@@ -70,7 +73,7 @@ def write_end(
 ) -> None:
     """Write the final figures, for people, programs and TensorBoard."""
     run.write_metrics(metrics)
-    curves_figure(rows).savefig(run.path / "curves.png", dpi=150)
+    _write(run, "curves.png", curves_figure(rows))
     final = [name for name in RANKED if metrics.get(name) is not None]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
@@ -104,9 +107,15 @@ def write_confusion(
 ) -> None:
     """Write the confusion matrix of the test set, and show it to the loggers."""
     figure = confusion_figure(module.confusion, module.hparams["classes"])
-    figure.savefig(run.path / "confusion_matrix.png", dpi=150)
-    picture, step = rendered(figure), trainer.global_step
-    log_picture(trainer.loggers, "test/confusion", picture, step)
+    picture = _write(run, "confusion_matrix.png", figure)
+    log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
+
+
+def _write(run: RunFolder, name: str, figure: Figure) -> NDArray[np.uint8]:
+    """Write a figure into the run folder; the loggers get the same picture."""
+    picture = rendered(figure, dpi=150)  # once: it is what takes time
+    Image.fromarray(picture).save(run.path / name)
+    return picture
 
 
 @own_style()

@@ -76,7 +76,7 @@ def test_csv_has_every_metric_and_a_new_folder_at_a_resume(quick_train: Train) -
 
 
 def test_none_logs_nowhere(quick_train: Train) -> None:
-    quick_train(logger="none", max_epochs=1)
+    quick_train(logger="none", max_epochs=1, report=True)
     assert {path.name for path in RUN.iterdir()} == {
         *(".lock", "checkpoints", "config.yaml", "metrics.csv", "metrics.json"),
         *("confusion_matrix.png", "curves.png", "report.html", "train_batch.png"),
@@ -100,7 +100,9 @@ def logged(wandb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_wandb_and_tensorboard_get_scalars_pictures_and_flags(
     quick_train: Train, wandb: ModuleType, logged: list[Any]
 ) -> None:
-    metrics = quick_train(logger=["tensorboard", "wandb"], lr="auto", lr_steps=40)
+    metrics = quick_train(
+        logger=["tensorboard", "wandb"], lr="auto", lr_steps=40, report=True
+    )
     assert wandb.run is None  # or the next run of this process would go on with it
     assert list(RUN.glob("val/events.out.tfevents.*"))
     [folder] = RUN.glob("wandb/offline-run-*")
@@ -143,7 +145,7 @@ def test_wandb_goes_on_with_a_run_and_is_told_of_one_that_fails(
 def test_mlflow_gets_scalars_pictures_and_flags_and_goes_on(
     quick_train: Train, client: Callable[[], Any]
 ) -> None:
-    metrics = quick_train(logger="mlflow", lr="auto", lr_steps=40)
+    metrics = quick_train(logger="mlflow", lr="auto", lr_steps=40, report=True)
     quick_train(logger="mlflow", lr="auto", ckpt_path="last", report=False)
     store = client()
     experiment = store.get_experiment_by_name(loggers.PROJECT)

@@ -58,7 +58,7 @@ def test_the_network_of_the_page_trains_resumes_exports_and_is_explained(
     plain: type[nn.Module], quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("jinja2")  # for the report
-    metrics = quick_train(net="plain", max_epochs=4, name="unbroken")
+    metrics = quick_train(net="plain", max_epochs=4, name="unbroken", report=True)
     assert metrics["test/acc"] > 0.8
     assert Path("runs/unbroken/report.html").exists()
     with monkeypatch.context() as patch:

@@ -245,7 +245,7 @@ def test_range_tests_are_read_as_they_were(tmp_path: Path) -> None:
 
 def test_what_is_public_has_neither_images_nor_folders(quick_train: Train) -> None:
     pytest.importorskip("jinja2")
-    quick_train(max_epochs=1)
+    quick_train(max_epochs=1, report=True)
     run = read_run(RUN)
     place = str(run.config.data_dir)
     assert Path(place).is_absolute()
@@ -273,7 +273,7 @@ def test_folders_are_left_out_of_a_command() -> None:
 
 
 def test_samples_are_the_first_batch_of_the_training(quick_train: Train) -> None:
-    quick_train(max_epochs=1)
+    quick_train(max_epochs=1, report=True)
     _, images = open_run(read_run(RUN))
     batch, labels = next(iter(images.train_dataloader()))
     samples = read_images(images).samples
@@ -292,7 +292,7 @@ def test_training_writes_it_and_the_command_the_same(
     quick_train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("jinja2")
-    metrics = quick_train(lr="auto", lr_steps=40)
+    metrics = quick_train(lr="auto", lr_steps=40, report=True)
     first = (RUN / "report.html").read_text(encoding="utf-8")
     page = Page(RUN / "report.html")
     assert plain(percent(metrics["test/acc"])) in page.text
@@ -306,7 +306,7 @@ def test_training_writes_it_and_the_command_the_same(
 
 
 def test_schedule_is_that_of_the_run(quick_train: Train) -> None:
-    quick_train(max_epochs=3)
+    quick_train(max_epochs=3, report=True)
     lrs = lr_schedule(0.01, 9)
     assert len(lrs) == 9
     assert [lrs[2], lrs[5], lrs[8]] == pytest.approx(
@@ -322,7 +322,7 @@ def test_a_missing_package_is_a_line_and_no_failure(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with caplog.at_level(logging.INFO, "analysis.results"):
-        quick_train(max_epochs=1)
+        quick_train(max_epochs=1, report=True)
     assert messages(caplog)[0] == (
         "no report.html: it needs jinja2; pip install -r requirements-extras.txt"
     )
@@ -340,7 +340,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
 
     monkeypatch.setattr("analysis.report.load_model", fail)
     with caplog.at_level(logging.INFO, "analysis.results"):
-        metrics = quick_train(max_epochs=1)
+        metrics = quick_train(max_epochs=1, report=True)
     assert messages(caplog)[0] == "no report.html: network drive is gone"
     assert json.loads((RUN / "metrics.json").read_text()) == metrics
 
@@ -348,7 +348,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
 def test_a_run_that_is_not_finished(quick_train: Train) -> None:
     with pytest.raises(InputError, match=r"runs.run: no such folder; give that of a"):
         read_run(RUN)
-    quick_train(max_epochs=1)
+    quick_train(max_epochs=1, report=True)
     (RUN / "metrics.json").unlink()
     (RUN / "metrics.csv").unlink()
     with pytest.raises(InputError) as caught:
@@ -399,7 +399,7 @@ def test_a_damaged_file_is_named(
 
 
 def test_other_images_than_the_run_had(quick_train: Train, image_folder: Path) -> None:
-    quick_train(max_epochs=1)
+    quick_train(max_epochs=1, report=True)
     run = read_run(RUN)
     shutil.copytree(image_folder, "images")
     shutil.move("images/train/red", "images/train/rose")

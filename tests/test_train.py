@@ -28,7 +28,7 @@ Train = Callable[..., dict[str, Any]]
 
 
 def test_run_folder_is_complete(quick_train: Train) -> None:
-    metrics = quick_train(lr="auto", lr_steps=40)
+    metrics = quick_train(lr="auto", lr_steps=40, report=True)
     run = Path("runs/run")
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {name for name in names if "tfevents" not in name} == {
@@ -76,7 +76,7 @@ def test_run_folder_is_complete(quick_train: Train) -> None:
 def test_checkpoint_gives_the_reported_accuracy(
     quick_train: Train, image_folder: Path
 ) -> None:
-    metrics = quick_train()
+    metrics = quick_train(report=True)
     module = LitCustomResNet.load_from_checkpoint(LAST, weights_only=True).eval()
     assert list(module.hparams["classes"]) == ["blue", "green", "red"]
     data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=7)
@@ -181,7 +181,7 @@ def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
 
 
 def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
-    metrics = quick_train(lr="auto", lr_steps=40)
+    metrics = quick_train(lr="auto", lr_steps=40, report=True)
     scalars: dict[str, list[Any]] = {}
     images: set[str] = set()
     graphs = 0
