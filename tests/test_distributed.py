@@ -83,6 +83,7 @@ def test_a_batch_that_cannot_be_shared(image_folder: Path) -> None:
 FLAGS = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
 FLAGS += ["--precision", "32-true", "--batch_size", "16", "--max_epochs", "4"]
 FLAGS += ["--base_width", "4", "--lr", "0.01", "--name", "run"]
+FLAGS += ["--report", "false"]
 
 Processes = list[Any]
 

@@ -37,6 +37,7 @@ FLAGS = {
     "lr_steps": "40",
     "name": "run",
     "ckpt_every_n_steps": "4",
+    "report": "false",
 }
 KINDS = [("32-true", "auto"), ("bf16-mixed", "0.01")]  # precision and learning rate
 CHECKPOINTS = Path("runs/run/checkpoints")
@@ -178,6 +179,7 @@ def kill_at_random(
     seed: int, start: Start, unbroken: Unbroken, folder: Path, **flags: str
 ) -> None:
     """Kill a run up to three times before it may end; compare what it leaves."""
+    flags |= {"report": "true"}  # which may be killed, too
     expected, seconds = unbroken(**flags)
     rng = random.Random(seed)
     for _ in range(1 + seed % 3):

@@ -36,7 +36,7 @@ def run_in_turn(quick_train: Train, times: int) -> None:
     for number in range(times):
         if number == WARM_UP:
             before = usage()
-        quick_train(max_epochs=1, overwrite=True)
+        quick_train(max_epochs=1, overwrite=True, report=True)
     after = usage()
     for what in ("files", "threads", "children"):
         assert after[what] <= before[what], what
