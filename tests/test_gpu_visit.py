@@ -362,7 +362,7 @@ def test_bad_input(flags: dict[str, Any], reason: str) -> None:
         gpu_visit(**flags, dry_run=True)
 
 
-@pytest.mark.slow  # walks through everything
+@pytest.mark.weekly  # walks through everything
 def test_a_dry_run_does_all_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "airbench"
     (folder / "legacy").mkdir(parents=True)

@@ -195,7 +195,7 @@ def test_killed_at_any_moment(start: Start, unbroken: Unbroken, tmp_path: Path) 
     kill_at_random(2, start, unbroken, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("seed", range(2, 12))
 @pytest.mark.parametrize(("precision", "lr"), KINDS)
 def test_killed_at_any_moment_often(
