@@ -202,16 +202,8 @@ def _add_upload(model: LitCustomResNet) -> None:
         with gr.Column():
             # gr.Image would open the file itself, and fail with another message.
             upload = gr.File(label=f"Image ({', '.join(FORMATS)})", height=180)
-            gallery = gr.Gallery(
-                drawn,
-                label="Or one of these, which are drawn",
-                format="png",
-                allow_preview=False,
-                buttons=[],
-                interactive=False,
-                height="auto",
-                elem_classes="examples",
-            )
+            label = "Or one of these, which are drawn"
+            gallery = _gallery(drawn, label, "examples")
         with gr.Column(elem_id="look"):
             outputs = _add_outputs()
     upload.change(answer, upload, outputs, concurrency_id="network")
@@ -248,21 +240,27 @@ def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2):
-            gallery = gr.Gallery(
-                mistakes.gallery(EVERY_CLASS),
-                label="Most confident mistakes: true class → predicted (probability)",
-                format="png",
-                allow_preview=False,
-                buttons=[],
-                interactive=False,
-                height="auto",
-                elem_classes="mistakes",
-            )
+            label = "Most confident mistakes: true class → predicted (probability)"
+            gallery = _gallery(mistakes.gallery(EVERY_CLASS), label, "mistakes")
         with gr.Column(elem_id="answer", visible=False) as column:
             outputs = [column, *_add_outputs()]
     choice.change(show, choice, [gallery, *outputs], concurrency_id="network")
     answered = gallery.select(answer, choice, outputs, concurrency_id="network")
     answered.then(js=SCROLL.format("answer"))
+
+
+def _gallery(pictures: list[Any], label: str, name: str) -> gr.Gallery:
+    """Pictures to choose from; `name` is their class in the page's style."""
+    return gr.Gallery(
+        pictures,
+        label=label,
+        format="png",
+        allow_preview=False,
+        buttons=[],
+        interactive=False,
+        height="auto",
+        elem_classes=name,
+    )
 
 
 def _add_outputs() -> list[Any]:
