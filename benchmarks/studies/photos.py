@@ -43,7 +43,7 @@ from common.files import expanded
 from config import DEFAULT_DIR, IMAGE_SIZE
 from images import sources
 from images.class_folders import list_classes
-from images.image_folder import to_rgb
+from images.image_folder import read_photo
 from lightning_module import LitCustomResNet
 from machine import provenance
 from machine.hardware import Hardware
@@ -51,6 +51,7 @@ from machine.hardware import Hardware
 RECORD = RESULTS / "2026-11-26_photos_cpu.csv"
 MARKED = 0.9  # share of the known photos that a threshold marks as known
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
+LARGEST = 4096  # pixels of a photo's longer side; larger ones are scaled down first
 Spoil = Callable[[Tensor, torch.Generator], Tensor]  # float (N, 3, 32, 32), 0 to 1
 
 
@@ -186,7 +187,7 @@ READINGS: dict[str, tuple[tuple[Callable[[Image.Image], Image.Image], ...], bool
 def read_photos(folder: Path) -> list[Image.Image]:
     """All photos of a folder and of those in it, in the order of their names."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [to_rgb(Image.open(path)) for path in paths]
+    return [read_photo(path, LARGEST) for path in paths]
 
 
 def logits_of(
@@ -228,7 +229,7 @@ def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
             "which the network does not know; put them into unknown/"
         )
     labels = torch.tensor([list(classes).index(name) for name in names])
-    known = [to_rgb(Image.open(path)) for path in listing.paths]
+    known = [read_photo(path, LARGEST) for path in listing.paths]
     unknown = read_photos(folder / "unknown")
     rows = []
     for reading in READINGS:
