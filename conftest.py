@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ def fork() -> Callable[..., BaseProcess]:
         pytest.skip("needs fork and POSIX signals")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11 looks for it nowhere else: https://github.com/python/cpython/issues/117378
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        forkserver.ensure_running()
 
     def start(
         folder: Path, function: Callable[..., None], *arguments: Any
