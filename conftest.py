@@ -1,5 +1,6 @@
 """Fixtures of all tests: small images, small runs, no network."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -40,6 +41,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `-n auto`: two a core, as many tests wait for other processes."""
     return min(2 * (os.cpu_count() or 1), 16)
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage walk through all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
