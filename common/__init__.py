@@ -1,6 +1,8 @@
 """Command line, files, errors, text; and fixes that must come before other imports."""
 
+import atexit
 import contextlib
+import gc
 import getpass
 import os
 import sys
@@ -41,3 +43,6 @@ def _set_up_matplotlib() -> None:
 _open_missing_streams()
 _name_user()
 _set_up_matplotlib()
+# The end of the process is the end of all garbage: Python need not look for it among
+# all that Lightning imports, which takes a second.
+atexit.register(gc.freeze)

@@ -162,7 +162,7 @@ def test_processes_keep_the_same_weights_and_validate_with_them(
     assert float(rows()[-1]["val/acc"]) == pytest.approx(hits)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(
     rank: int, start_two: Callable[..., Processes], tmp_path: Path
 ) -> None:

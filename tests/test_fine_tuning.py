@@ -207,6 +207,7 @@ def test_the_weights_of_the_project_fit_the_default_network(
     assert torch.equal(module.net.state_dict()["fc.weight"], classifier)
 
 
+@pytest.mark.slow
 def test_fine_tuning_runs_small(
     quick_train: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

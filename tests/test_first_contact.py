@@ -123,6 +123,7 @@ def folder(image_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_a_run_repeats_from_another_folder(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_folder_of_another_form_is_refused(
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_any_test_set_with_the_classes_of_the_network(
     run: Run, folder: Path, quick_train: Callable[..., dict[str, Any]]
 ) -> None:

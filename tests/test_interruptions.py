@@ -191,6 +191,7 @@ def kill_at_random(
     assert_same(everything(folder), expected)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(start: Start, unbroken: Unbroken, tmp_path: Path) -> None:
     kill_at_random(2, start, unbroken, tmp_path)
 

@@ -166,6 +166,7 @@ def test_mlflow_gets_scalars_pictures_and_flags_and_goes_on(
     assert {name.replace("\\", "/") for name in pictures} == PICTURES
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_to_the_environment_and_says_what_it_refuses(
     quick_train: Train,
     client: Callable[[], Any],

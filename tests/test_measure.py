@@ -96,6 +96,7 @@ def test_every_run_is_measured_by_the_protocol(
     assert shown.startswith(f"small_seed3: test accuracy {first:.2f} %, with flip TTA ")
 
 
+@pytest.mark.slow
 def test_what_is_on_record_is_not_trained_again(
     trained: list[dict[str, Any]],
     files: dict[str, Any],
@@ -139,6 +140,7 @@ def test_a_selection_leaves_the_test_set_alone(
     assert saved["val_size"] == 12  # a tenth of 120
 
 
+@pytest.mark.slow
 def test_a_sweep_is_trained_seed_by_seed_and_goes_on_where_it_was_stopped(
     trained: list[dict[str, Any]],
     files: dict[str, Any],
@@ -210,6 +212,7 @@ def test_the_steps_lead_from_the_first_recipe_of_the_project_to_the_last() -> No
     assert {flag for flags in STEPS.values() for flag in flags} <= {*asdict(first)}
 
 
+@pytest.mark.slow
 def test_steps_are_measured_seed_by_seed(
     trained: list[dict[str, Any]],
     files: dict[str, Any],

@@ -34,7 +34,7 @@ def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guard, "on_train_batch_end", die)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("ema_decay", [0.0, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_resumed_run_ends_like_an_unbroken_one(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch, ema_decay: float
 ) -> None:

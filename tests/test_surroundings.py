@@ -431,3 +431,11 @@ def test_a_full_disk_ends_all_processes(image_folder: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr.splitlines()[-1]
+
+
+def test_no_garbage_is_looked_for_at_the_end_of_a_program() -> None:
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()));"
+    code += "import common"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert int(done.stdout) > 10_000, done.stderr

@@ -355,6 +355,7 @@ def test_options_work(quick_train: Train, flags: dict[str, Any]) -> None:
     assert math.isfinite(metrics["test/loss"])
 
 
+@pytest.mark.slow
 def test_learns_shapes() -> None:
     metrics = train(
         data="synthetic",
