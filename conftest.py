@@ -59,6 +59,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let no test depend on luck, or on which tests came before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder: noise around three colours, 40 and 10 images of each."""
