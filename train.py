@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from analysis.loading import read_trained
-from analysis.results import write_confusion, write_end, write_report, write_start
+from analysis.results import write_results, write_start
 from common import cli
 from common.errors import StoppedError
 from config import Config, configured
@@ -40,7 +40,7 @@ from training.checks import check_images, check_processes
 from training.compiled import compile_objective
 from training.fine_tuning import starting_weights
 from training.history import COLUMNS, History, TrainingClock
-from training.loggers import check_loggers, end_loggers
+from training.loggers import check_loggers
 from training.lr_finder import RangeTest, range_test
 from training.resume import (
     Checkpoint,
@@ -122,7 +122,6 @@ def train_in(
         started: When the run began, in seconds of `time.perf_counter`.
         callbacks: Of the program around it.
     """
-    is_trial = bool(config.fast_dev_run)
     checkpoint, saved = find_checkpoint(run, config)
     trained = None
     if config.init_from is not None and saved is None:
@@ -136,49 +135,53 @@ def train_in(
         val_size=images.val_size,
     )
     check_images(config, images.sizes(), hardware.world_size)
+    weights = None
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
-    weights = None
-    if trained is not None:
+    elif trained is not None:
         weights = starting_weights(trained, config, images.classes)
-    if not is_trial:
-        run.create()
-    trial = replace(config, lr=FAST_DEV_LR, compile=False)
-    spent = build_module(trial, images, weights)
+    run.create()
+    spent = build_module(
+        replace(config, lr=FAST_DEV_LR, compile=False), images, weights
+    )
     step = saved["global_step"] if saved else 0
     show_start(config, hardware, images, spent.net, step)
     lr, test = settle_lr(config, images, hardware, saved, spent)
     show_lr(lr, origin_of_lr(config, saved))
     config = replace(config, lr=lr)
     module = build_module(config, images, weights)
-    if not is_trial:
-        run.clear(overwrite=config.overwrite)
-    history, clock = History(None if is_trial else run.metrics_csv), TrainingClock()
+    run.clear(overwrite=config.overwrite)
+    history = History(None if run.is_trial else run.metrics_csv)
+    clock = TrainingClock()
     trainer = build_trainer(
         config, hardware, run, images, history, clock, saved, callbacks
     )
-    if not is_trial:
-        write_start(run, trainer, config, images, test)
+    write_start(run, trainer, config, images, test)
     origin = provenance.circumstances(hardware)  # now: files may change
     try:
-        trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
-        tested: dict[str, Any] = {"test/loss": None, "test/acc": None}
-        if config.limit_test_batches or is_trial:
-            tested |= trainer.test(module, datamodule=images, verbose=False)[0]
+        tested = fit_and_test(trainer, module, images, checkpoint)
     except StoppedError as stop:
         stop.checkpoints = run.newest_checkpoints()
         raise
     metrics = {name: history.rows[-1].get(name) for name in COLUMNS} | tested
     metrics |= figures_of(trainer, config, clock, started) | origin
-    if not is_trial:
-        if config.limit_test_batches:
-            write_confusion(run, trainer, module)
-        write_end(run, trainer, config, metrics, history.rows)
-        if config.report and config.limit_test_batches:
-            write_report(run, trainer, images)
-        end_loggers(trainer.loggers)
+    write_results(run, trainer, module, images, config, metrics, history.rows)
     show_end(metrics, images, config, run)
     return metrics
+
+
+def fit_and_test(
+    trainer: pl.Trainer,
+    module: LitCustomResNet,
+    images: CIFAR10DataModule,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Train, from a checkpoint if one is given; the figures of the test, if any."""
+    trainer.fit(module, datamodule=images, ckpt_path=checkpoint, weights_only=True)
+    tested: dict[str, Any] = {"test/loss": None, "test/acc": None}
+    if trainer.limit_test_batches:
+        tested |= trainer.test(module, datamodule=images, verbose=False)[0]
+    return tested
 
 
 def figures_of(

@@ -29,7 +29,7 @@ from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import WITH_TTA, LitCustomResNet
 from training.history import Row
-from training.loggers import hyperparameters, log_picture
+from training.loggers import end_loggers, hyperparameters, log_picture
 from training.lr_finder import RangeTest
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoard
@@ -51,7 +51,12 @@ def write_start(
     images: CIFAR10DataModule,
     test: RangeTest | None,
 ) -> None:
-    """Write the configuration, some images, and the range test if there was one."""
+    """Write the configuration, some images, and the range test if there was one.
+
+    A trial leaves nothing, here and in `write_results`.
+    """
+    if run.is_trial:
+        return
     run.write_config(config)
     seen = first_samples(images, BATCH_IMAGES)
     figure = samples_figure(seen.augmented, seen.labels, images.classes)
@@ -63,15 +68,53 @@ def write_start(
 
 
 @rank_zero_only
+def write_results(
+    run: RunFolder,
+    trainer: pl.Trainer,
+    module: LitCustomResNet,
+    images: CIFAR10DataModule,
+    config: Config,
+    metrics: dict[str, Any],
+    rows: list[Row],
+) -> None:
+    """Write what a finished run leaves for people and programs, and log it.
+
+    Args:
+        run: Its folder.
+        trainer: Its Trainer, whose loggers get the same.
+        module: Trained and tested.
+        images: What it was trained on.
+        config: All flags.
+        metrics: What metrics.json is to hold.
+        rows: A row an epoch.
+    """
+    if run.is_trial:
+        return
+    if config.limit_test_batches:
+        _write_confusion(run, trainer, module)
+    _write_end(run, trainer, config, metrics, rows)
+    if config.report and config.limit_test_batches:
+        _write_report(run, trainer, images)
+    end_loggers(trainer.loggers)
+
+
 @own_style()
-def write_end(
+def _write_confusion(
+    run: RunFolder, trainer: pl.Trainer, module: LitCustomResNet
+) -> None:
+    figure = confusion_figure(module.confusion, module.hparams["classes"])
+    picture = _write(run, "confusion_matrix.png", figure)
+    log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
+
+
+@own_style()
+def _write_end(
     run: RunFolder,
     trainer: pl.Trainer,
     config: Config,
     metrics: dict[str, Any],
     rows: list[Row],
 ) -> None:
-    """Write the final figures, for people, programs and TensorBoard."""
     run.write_metrics(metrics)
     _write(run, "curves.png", curves_figure(rows))
     final = [name for name in RANKED if metrics.get(name) is not None]
@@ -80,8 +123,7 @@ def write_end(
             logger.log_results(hyperparameters(config), final)
 
 
-@rank_zero_only
-def write_report(
+def _write_report(
     run: RunFolder, trainer: pl.Trainer, images: CIFAR10DataModule
 ) -> None:
     """Evaluate the test images once more, for report.html and for the loggers.
@@ -98,17 +140,6 @@ def write_report(
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
         show_traceback()
-
-
-@rank_zero_only
-@own_style()
-def write_confusion(
-    run: RunFolder, trainer: pl.Trainer, module: LitCustomResNet
-) -> None:
-    """Write the confusion matrix of the test set, and show it to the loggers."""
-    figure = confusion_figure(module.confusion, module.hparams["classes"])
-    picture = _write(run, "confusion_matrix.png", figure)
-    log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
 
 
 def _write(run: RunFolder, name: str, figure: Figure) -> NDArray[np.uint8]:

@@ -251,6 +251,26 @@ def test_ctrl_c_ends_it_and_the_same_flags_are_tried_again(
     assert [row["state"] for row in table()] == ["complete", "stopped"]
 
 
+def be_killed(argv: list[str]) -> None:
+    """What a machine does that loses its power in the middle of a trial."""
+    optuna.Trial.report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    sys.argv = argv
+    sweep.main()
+
+
+def test_a_killed_sweep_loses_only_the_trial_that_it_was_at(
+    run: Run, fork: Callable[..., Any], image_folder: Path, tmp_path: Path
+) -> None:
+    flags = ("--lr", "0.001:0.01", "--trials", "2")
+    argv = ["sweep.py", *QUICK, "--data_dir", str(image_folder), *NAME, *flags]
+    process = fork(tmp_path, be_killed, argv)
+    process.join(timeout=300)
+    assert process.exitcode == -signal.SIGKILL
+    run(*flags)
+    assert states() == ["RUNNING", "COMPLETE", "COMPLETE"]
+    assert [row["trial"] for row in table()[2:]] == ["0"]
+
+
 def test_several_sweeps_share_a_database(
     run: Run, pretended: list[Config], image_folder: Path
 ) -> None:

@@ -188,9 +188,13 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder, if it is not there; nothing in it is changed yet.
 
+        A trial needs none.
+
         Raises:
             InputError: It cannot be made or written, or another run is at work in it.
         """
+        if self.is_trial:
+            return
         try:
             parents = [path for path in self.path.parents if not path.exists()]
             is_new = self.is_stamped or not self.path.exists()
@@ -209,12 +213,16 @@ class RunFolder:
     def clear(self, *, overwrite: bool) -> None:
         """Take away what an earlier run left unfinished; the folder is this run's now.
 
+        A trial leaves everything as it is.
+
         Args:
             overwrite: Take away all files of an earlier run.
 
         Raises:
             InputError: It cannot be written.
         """
+        if self.is_trial:
+            return
         self._made = []
         try:
             self.checkpoints.mkdir(exist_ok=True)
