@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +23,10 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import pytorch_lightning as pl
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import Callback
 
-from analysis.trials import show_trials
+from analysis.trials import is_stopped, show_trials
 from common import cli
 from common.errors import DivergedError, InputError, StoppedError, is_out_of_memory
 from common.files import replacing
@@ -36,6 +37,7 @@ from train import train_with
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ FREE_TEXT = PATHS | {
 }
 JUDGING = ("val_size", "limit_val_batches", "limit_test_batches", "tta")
 USELESS = ("ckpt_path", "overwrite", "fast_dev_run")
-STOPPED = "stopped"  # marks trials that a signal ended
+STUDY_LOCK = ".study.lock"
 HOPELESS = 3  # trials that all failed
 
 Space = dict[str, "BaseDistribution"]
@@ -209,7 +211,7 @@ def open_study(
     # where lengths differ, for then an epoch of one is not that of another.
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=config.max_epochs // 4)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".study.lock"):
+    with FileLock(folder / STUDY_LOCK):
         try:
             study = optuna.create_study(
                 storage=storage or f"sqlite:///{folder.absolute() / 'study.db'}",
@@ -224,6 +226,7 @@ def open_study(
                 f"({one_line(str(error))}); give another"
             ) from None
         check_same_sweep(study, config, space)
+        give_up_dead(study, folder)
     log.info(f"{folder}: {len(finished(study))} trials are done")
     return study
 
@@ -246,15 +249,53 @@ def check_same_sweep(study: "Study", config: Config, space: Space) -> None:
     study.set_user_attr("flags", now)
 
 
+def give_up_dead(study: "Study", folder: Path) -> None:
+    """End the trials whose process was killed; their flags are tried again.
+
+    It needs the study's lock: where a trial is new, its own lock is not held yet.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        path = lock_of(folder, trial.number)
+        if path.exists():  # otherwise it may be that of another machine
+            with contextlib.suppress(Timeout), FileLock(path, blocking=False):
+                stop(study, trial)
+                path.unlink()
+
+
+def lock_of(folder: Path, number: int) -> Path:
+    """The file whose lock a trial holds for as long as its process lives."""
+    return folder / f".trial_{number:04}.lock"
+
+
+def stop(study: "Study", trial: "Trial | FrozenTrial") -> None:
+    """End a trial that is not to count, and try its flags again."""
+    from optuna.trial import TrialState
+
+    study.tell(trial.number, state=TrialState.FAIL)
+    study.enqueue_trial(trial.params)
+
+
+@contextlib.contextmanager
+def next_trial(study: "Study", space: Space, folder: Path) -> Iterator["Trial"]:
+    """A trial with drawn flags, and a sign to others that it is alive."""
+    with FileLock(folder / STUDY_LOCK):
+        trial = study.ask(space)
+        path = lock_of(folder, trial.number)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield trial
+    finally:
+        lock.release()
+        path.unlink()
+
+
 def finished(study: "Study") -> list[Any]:
     """The trials that are over, but those that a signal ended."""
     trials = study.get_trials(deepcopy=False)
     return [one for one in trials if one.state.is_finished() and not is_stopped(one)]
-
-
-def is_stopped(trial: Any) -> bool:
-    """Whether a signal ended a trial."""
-    return STOPPED in trial.user_attrs
 
 
 def run_trial(study: "Study", config: Config, space: Space, folder: Path) -> None:
@@ -267,27 +308,25 @@ def run_trial(study: "Study", config: Config, space: Space, folder: Path) -> Non
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    trial = study.ask(space)
-    log.info(f"trial {trial.number}: {trial.params}")
-    own = folder / f"trial_{trial.number:04}"
-    try:
-        study.tell(trial, val_acc(trial, replace(config, **trial.params), own))
-    except TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
-    except StoppedError:
-        trial.set_user_attr(STOPPED, True)
-        study.tell(trial, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-        raise
-    except Exception as error:
-        trial.set_user_attr("error", one_line(str(error)))
-        study.tell(trial, state=TrialState.FAIL)
-        known = isinstance(error, InputError | DivergedError)
-        if not (known or is_out_of_memory(error)) or is_hopeless(study):
+    with next_trial(study, space, folder) as trial:
+        log.info(f"trial {trial.number}: {trial.params}")
+        own = folder / f"trial_{trial.number:04}"
+        try:
+            study.tell(trial, val_acc(trial, replace(config, **trial.params), own))
+        except TrialPruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        except StoppedError:
+            stop(study, trial)
             raise
-        log.warning(f"trial {trial.number} failed: {one_line(str(error))}")
-    finally:  # what is best is trained anew, on all images
-        shutil.rmtree(own / "checkpoints", ignore_errors=True)
+        except Exception as error:
+            trial.set_user_attr("error", one_line(str(error)))
+            study.tell(trial, state=TrialState.FAIL)
+            known = isinstance(error, InputError | DivergedError)
+            if not (known or is_out_of_memory(error)) or is_hopeless(study):
+                raise
+            log.warning(f"trial {trial.number} failed: {one_line(str(error))}")
+        finally:  # what is best is trained anew, on all images
+            shutil.rmtree(own / "checkpoints", ignore_errors=True)
 
 
 def is_hopeless(study: "Study") -> bool:

@@ -8,7 +8,6 @@ python train.py --help
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +80,7 @@ def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, 
 
     What they raise ends the training and goes through to the caller.
     """
-    started = time.perf_counter()
+    clock = TrainingClock()
     hardware = choose_hardware(
         config.accelerator,
         config.devices,
@@ -103,14 +102,14 @@ def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, 
         resume=config.ckpt_path == "last",
         trial=bool(config.fast_dev_run),
     ) as run:
-        return train_in(run, config, hardware, started, callbacks)
+        return train_in(run, config, hardware, clock, callbacks)
 
 
 def train_in(
     run: RunFolder,
     config: Config,
     hardware: Hardware,
-    started: float,
+    clock: TrainingClock,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train in a run folder; `train` says what is returned and raised.
@@ -119,7 +118,7 @@ def train_in(
         run: The folder, of which nothing is taken away before all checks are passed.
         config: All flags.
         hardware: What to train on.
-        started: When the run began, in seconds of `time.perf_counter`.
+        clock: It has run since the beginning.
         callbacks: Of the program around it.
     """
     checkpoint, saved = find_checkpoint(run, config)
@@ -152,7 +151,6 @@ def train_in(
     module = build_module(config, images, weights)
     run.clear(overwrite=config.overwrite)
     history = History(None if run.is_trial else run.metrics_csv)
-    clock = TrainingClock()
     trainer = build_trainer(
         config, hardware, run, images, history, clock, saved, callbacks
     )
@@ -164,7 +162,7 @@ def train_in(
         stop.checkpoints = run.newest_checkpoints()
         raise
     metrics = {name: history.rows[-1].get(name) for name in COLUMNS} | tested
-    metrics |= figures_of(trainer, config, clock, started) | origin
+    metrics |= figures_of(trainer, config, clock) | origin
     write_results(run, trainer, module, images, config, metrics, history.rows)
     show_end(metrics, images, config, run)
     return metrics
@@ -185,14 +183,14 @@ def fit_and_test(
 
 
 def figures_of(
-    trainer: pl.Trainer, config: Config, clock: TrainingClock, started: float
+    trainer: pl.Trainer, config: Config, clock: TrainingClock
 ) -> dict[str, Any]:
     """The part of metrics.json beside loss and accuracy."""
     return {
         "max_lr": config.lr,
         "epochs": trainer.current_epoch,
-        # The whole of this process so far: data, range test, training and tests.
-        "seconds": round(time.perf_counter() - started, 1),
+        # All that the run took: data, range test, training and tests.
+        "seconds": round(clock.run_seconds(), 1),
         # Of it, the training epochs: augmentation included; validation, the wait for
         # checkpoints and what comes before not. The images are on the device by then.
         # The first run of a process warms up the kernels in it, unless a range test has

@@ -52,14 +52,17 @@ def accuracy_of(trial: "FrozenTrial") -> float | None:
     return epochs[max(epochs)] if epochs else None
 
 
+def is_stopped(trial: "FrozenTrial") -> bool:
+    """Whether it ended for no fault of its own: a signal came, or it was killed."""
+    return trial.state.name == "FAIL" and "error" not in trial.user_attrs
+
+
 def row_of(trial: "FrozenTrial") -> dict[str, Any]:
     """A trial as a row of the table."""
     accuracy, duration = accuracy_of(trial), trial.duration
     return {
         "trial": trial.number,
-        "state": "stopped"
-        if "stopped" in trial.user_attrs
-        else trial.state.name.lower(),
+        "state": "stopped" if is_stopped(trial) else trial.state.name.lower(),
         "val/acc": "" if accuracy is None else f"{accuracy:.4f}",
         "epochs": len(trial.intermediate_values),
         "seconds": "" if duration is None else round(duration.total_seconds(), 1),

@@ -1,11 +1,13 @@
 """Going on with a run: from which checkpoint, and when it is refused."""
 
 import importlib
+import itertools
 import logging
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,11 +56,17 @@ def test_resumed_run_ends_like_an_unbroken_one(
         assert resumed[key] == unbroken[key]
 
 
-def test_resuming_without_a_name_takes_the_newest_run(quick_train: Train) -> None:
+def test_resuming_without_a_name_takes_the_newest_run(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick_train(name="old")
-    before = quick_train(name="new")
+    with monkeypatch.context() as patch:
+        clock = SimpleNamespace(perf_counter=itertools.count(step=1000).__next__)
+        patch.setattr("training.history.time", clock)
+        before = quick_train(name="new")
     metrics = quick_train(name=None, ckpt_path="last")  # finished: trains no more
     assert metrics["fit_seconds"] == before["fit_seconds"]
+    assert metrics["seconds"] > 1000  # those of both processes
     assert metrics["images_per_second"] == before["images_per_second"]
     assert sorted(path.name for path in Path("runs").iterdir()) == ["new", "old"]
 

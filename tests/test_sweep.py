@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from common.errors import DivergedError, InputError
 from config import Config
@@ -258,7 +259,7 @@ def be_killed(argv: list[str]) -> None:
     sweep.main()
 
 
-def test_a_killed_sweep_loses_only_the_trial_that_it_was_at(
+def test_the_flags_of_a_trial_that_was_killed_are_tried_again(
     run: Run, fork: Callable[..., Any], image_folder: Path, tmp_path: Path
 ) -> None:
     flags = ("--lr", "0.001:0.01", "--trials", "2")
@@ -266,9 +267,15 @@ def test_a_killed_sweep_loses_only_the_trial_that_it_was_at(
     process = fork(tmp_path, be_killed, argv)
     process.join(timeout=300)
     assert process.exitcode == -signal.SIGKILL
+    with FileLock(FOLDER / ".trial_0000.lock"):  # as if it were still at work
+        run(*flags[:2], "--trials", "1")
+        assert states() == ["RUNNING", "COMPLETE"]
     run(*flags)
-    assert states() == ["RUNNING", "COMPLETE", "COMPLETE"]
-    assert [row["trial"] for row in table()[2:]] == ["0"]
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
+    killed, _, again = study().trials
+    assert again.params == killed.params
+    assert {row["trial"]: row["state"] for row in table()}["0"] == "stopped"
+    assert not list(FOLDER.glob(".trial_*.lock"))
 
 
 def test_several_sweeps_share_a_database(

@@ -1,6 +1,7 @@
 """The history of a run: a row of metrics an epoch, and the time that it took."""
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,13 @@ class History(Checkpoint):
 
 
 class TrainingClock(Callback):
-    """Seconds and images spent in training epochs, validation left out.
+    """Seconds and images spent in training epochs, and seconds since it was made.
 
     It travels with the checkpoint, so a run that was interrupted counts all its parts.
     """
 
     def __init__(self) -> None:
+        self.began = time.perf_counter()
         self.seconds = 0.0
         self.images = 0
         self.started = 0.0
@@ -75,11 +77,17 @@ class TrainingClock(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the epochs so far took."""
-        return {"seconds": self.seconds, "images": self.images}
+        return {
+            "seconds": self.seconds,
+            "images": self.images,
+            "run_seconds": self.run_seconds(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        # Checkpoints of before this was counted have none.
+        self.began -= state_dict.get("run_seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start, perhaps within an epoch."""
@@ -104,6 +112,10 @@ class TrainingClock(Callback):
         loader: Any = trainer.train_dataloader
         self.images += (trainer.global_step - self.step) * loader.batch_size
         self.step = trainer.global_step
+
+    def run_seconds(self) -> float:
+        """What the run took so far."""
+        return time.perf_counter() - self.began
 
     def images_per_second(self) -> float | None:
         """Pace of the training; None if no epoch was trained."""
