@@ -113,6 +113,7 @@ SOME_BATCHES = Valid(is_batches, BATCHES)
 ANY_BATCHES = Valid(
     lambda value: value == 0 or is_batches(value), f"{BATCHES}, or 0 for none"
 )
+SHARE = Valid(lambda value: 0 <= value <= 1, "from 0 to 1")
 BELOW_ONE = Valid(lambda value: 0 <= value < 1, "from 0 to below 1")
 NOT_NEGATIVE = Valid(
     lambda value: math.isfinite(value) and value >= 0, "a finite number, at least 0"
@@ -206,6 +207,8 @@ class Config:
     """Mirror training images at random, or every image in every other epoch."""
     cutout: int = option(8, whole(0, IMAGE_SIZE), shapes=True)
     """Side of the cutout square in pixels; 0 for none."""
+    photo_like: float = option(0.0, SHARE, shapes=True)
+    """Share of the images that get another zoom, light, noise and JPEG, like photos."""
     tta: Tta = option("none", section="results")
     """Test also on each image and its mirror image, or on six views of it."""
     output_dir: str | Path = option("runs", places=True, section="run folder")

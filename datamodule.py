@@ -52,6 +52,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         padding_mode: What the border shows.
         flip: How images are mirrored.
         cutout: Side of the cutout square in pixels; 0 switches it off.
+        photo_like: Share of the training images that are changed like photos.
         download_url: Where to look for CIFAR-10's archive first.
 
     After `setup`, `train_set`, `val_set` and `test_set` hold images, uint8
@@ -71,6 +72,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         padding_mode: PaddingMode = "reflect",
         flip: Flip = "alternate",
         cutout: int = 8,
+        photo_like: float = 0.0,
         download_url: str | None = None,
     ) -> None:
         super().__init__()
@@ -79,7 +81,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.download_url = download_url
         self.batch_size, self.seed = batch_size, seed
         self.asked_val_size = val_size
-        self.augmentation = Augmentation(crop_padding, padding_mode, flip, cutout)
+        self.augmentation = Augmentation(
+            crop_padding, padding_mode, flip, cutout, photo_like
+        )
         self._train_loaders: dict[Place, TrainLoader] = {}
         self._on_host: dict[torch.device, bool] = {}
 

@@ -236,6 +236,7 @@ def load_images(config: Config) -> CIFAR10DataModule:
         config.padding_mode,
         config.flip,
         config.cutout,
+        config.photo_like,
         config.download_url,
     )
     images.prepare_data()

@@ -146,6 +146,7 @@ def open_run(
             run.config.padding_mode,
             run.config.flip,
             run.config.cutout,
+            run.config.photo_like,
         )
         images.setup()
     check_same_images(model, images, ckpt_path)

@@ -43,5 +43,5 @@ def first_samples(
     padded = pad(originals, how.crop_padding, how.padding_mode)
     fill = (255 * torch.tensor(images.mean)).round().to(torch.uint8)
     places = draws._replace(image=torch.arange(len(originals)))
-    augmented = augment(padded, places, how.cutout, fill).permute(0, 2, 3, 1)
+    augmented = augment(padded, places, how, fill).permute(0, 2, 3, 1)
     return Samples(originals, augmented, labels[draws.image])

@@ -1,4 +1,4 @@
-"""Random crop, flip and cutout: drawn for each image, applied to a whole batch.
+"""Augmentation: drawn for each image, applied to a whole batch.
 
 What happens to an image is a pure function of (seed, epoch, position): the draws of a
 whole epoch come from one generator on the CPU, so they are the same on every device, in
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import IMAGE_SIZE, Flip, PaddingMode
+from images.photo_like import ROWS, like_photos
 
 SHORT = 2**31  # pixels that an int32 can number
 
@@ -28,12 +29,14 @@ class Augmentation(NamedTuple):
             show both sides of every image (Jordan, arXiv 2404.00498).
         cutout: Side, in pixels, of the square that is painted in the mean colour
             (DeVries & Taylor, arXiv 1708.04552; here it always lies wholly inside).
+        photo_like: Share of the images that are changed like photos, before that.
     """
 
     crop_padding: int = 4
     padding_mode: PaddingMode = "constant"
     flip: Flip = "random"
     cutout: int = 8
+    photo_like: float = 0.0
 
 
 class Draws(NamedTuple):
@@ -45,6 +48,7 @@ class Draws(NamedTuple):
     flip: Tensor  # bool
     cut_top: Tensor  # cutout square, in the cropped image
     cut_left: Tensor
+    settings: Tensor  # row of the table of `photo_like`; 0 for no change
 
     def share(self, batch_size: int, rank: int, world_size: int) -> "Draws":
         """What one process takes of every whole batch, batch after batch."""
@@ -62,8 +66,8 @@ class Draws(NamedTuple):
     def to(self, device: torch.device) -> "Draws":
         """The same draws, as int32, on another device: sent as one tensor."""
         packed = torch.stack([values.int() for values in self])
-        image, top, left, flip, cut_top, cut_left = packed.to(device)
-        return Draws(image, top, left, flip.bool(), cut_top, cut_left)
+        draws = Draws(*packed.to(device))
+        return draws._replace(flip=draws.flip.bool())
 
 
 def draw_epoch(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Draws:
@@ -80,7 +84,11 @@ def draw_epoch(count: int, augmentation: Augmentation, seed: int, epoch: int) ->
         flip=integers(int(augmentation.flip == "random")).bool(),
         cut_top=integers(IMAGE_SIZE - augmentation.cutout),
         cut_left=integers(IMAGE_SIZE - augmentation.cutout),
+        settings=torch.zeros(count, dtype=torch.int64),
     )
+    if augmentation.photo_like:
+        changed = torch.rand(count, generator=generator) < augmentation.photo_like
+        draws = draws._replace(settings=changed * (1 + integers(ROWS - 1)))
     if augmentation.flip != "alternate":
         return draws
     first = torch.randint(2, (count,), generator=_generator(seed)).bool()
@@ -116,13 +124,15 @@ def _reflected(start: int, stop: int, device: torch.device) -> Tensor:
     return last - (last - place.abs()).abs()
 
 
-def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:
-    """Gather, crop, flip and cut out images, without waiting for the device.
+def augment(
+    padded: Tensor, draws: Draws, augmentation: Augmentation, fill: Tensor
+) -> Tensor:
+    """Gather, crop, flip, change and cut out images, without waiting for the device.
 
     Args:
         padded: All images, uint8 (N, S, S, 3), as `pad` returns them.
         draws: The B positions that are wanted, on the same device.
-        cutout: Side of the cutout square in pixels; 0 for none.
+        augmentation: What they were drawn for.
         fill: Colour of the square, uint8 (3,).
 
     Returns:
@@ -139,7 +149,9 @@ def augment(padded: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:
     pixels = (rows[:, :, None] * side + columns[:, None, :]).flatten()
     batch = padded.view(-1, 3).index_select(0, pixels)
     batch = batch.view(-1, IMAGE_SIZE, IMAGE_SIZE, 3)
-    if cutout:
+    if augmentation.photo_like:
+        batch = like_photos(batch, draws.settings)
+    if cutout := augmentation.cutout:
         row = ramp - draws.cut_top[:, None]
         column = ramp - draws.cut_left[:, None]
         in_rows = (row >= 0) & (row < cutout)

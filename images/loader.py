@@ -114,7 +114,7 @@ class TrainLoader:
         block = self._batches_at_once()
         for step in range(first, len(self), block):
             part = draws.span(step * self.share, (step + block) * self.share)
-            images = augment(self.images, part, self.augmentation.cutout, self.fill)
+            images = augment(self.images, part, self.augmentation, self.fill)
             labels = self.labels.index_select(0, part.image)
             parts = images.split(self.share), labels.split(self.share)
             yield from zip(*parts, strict=True)

@@ -47,7 +47,7 @@ def slow_augment(image: np.ndarray, setting: Augmentation, draw: Draws) -> np.nd
 def test_equals_a_slow_loop(setting: Augmentation) -> None:
     draws = draw_epoch(len(IMAGES), setting, seed=3, epoch=1)
     padded = pad(IMAGES, setting.crop_padding, setting.padding_mode)
-    batch = augment(padded, draws, setting.cutout, FILL)
+    batch = augment(padded, draws, setting, FILL)
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous(memory_format=torch.channels_last)
     for position in range(len(IMAGES)):
@@ -59,7 +59,8 @@ def test_equals_a_slow_loop(setting: Augmentation) -> None:
 def test_all_off_only_shuffles() -> None:
     setting = Augmentation(crop_padding=0, flip="none", cutout=0)
     draws = draw_epoch(len(IMAGES), setting, seed=0, epoch=0)
-    batch = augment(pad(IMAGES, 0, "constant"), draws, 0, FILL).permute(0, 2, 3, 1)
+    batch = augment(pad(IMAGES, 0, "constant"), draws, setting, FILL)
+    batch = batch.permute(0, 2, 3, 1)
     assert torch.equal(batch, IMAGES[draws.image])
     assert draws.image.sort().values.tolist() == list(range(len(IMAGES)))
     assert draws.image.tolist() != list(range(len(IMAGES)))
@@ -84,9 +85,34 @@ def test_draws_are_uniform_over_their_whole_range() -> None:
     assert correlation.abs().max() < 0.03
 
 
+def test_a_share_of_the_images_is_changed_like_photos_before_the_cutout() -> None:
+    off = Augmentation()
+    on = off._replace(photo_like=0.3)
+    draws, drawn = (draw_epoch(8000, how, seed=0, epoch=0) for how in (off, on))
+    assert all(map(torch.equal, draws[:-1], drawn[:-1]))  # all else stays as it was
+    assert not draws.settings.any()
+    assert (drawn.settings > 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert len(drawn.settings.unique()) > 2000
+    draws, drawn = (
+        draw_epoch(len(IMAGES), how, seed=0, epoch=0).span(0, 20) for how in (off, on)
+    )
+    padded = pad(IMAGES, 4, "reflect")
+    plain, changed = (
+        augment(padded, places, how, FILL)
+        for places, how in ((draws, off), (drawn, on))
+    )
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+    differ = (changed != plain).flatten(1).any(1)
+    assert torch.equal(differ, drawn.settings > 0)
+    assert differ.any()
+    cut = (plain == FILL.view(3, 1, 1)).all(1, keepdim=True).expand_as(plain)
+    assert torch.equal(changed[cut], plain[cut])
+
+
 def test_draws_depend_on_seed_and_epoch_alone() -> None:
     def draw(seed: int, epoch: int) -> torch.Tensor:
-        return torch.stack([*draw_epoch(500, Augmentation(), seed, epoch)])
+        setting = Augmentation(photo_like=0.5)
+        return torch.stack([*draw_epoch(500, setting, seed, epoch)])
 
     torch.manual_seed(1)
     once = draw(5, 7)

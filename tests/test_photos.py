@@ -124,6 +124,10 @@ def test_photos_and_test_images_are_put_on_record(
     shown = capsys.readouterr().out
     assert "| squashed, mirrored" in shown
     assert f"{100 * plain['acc']:.2f}" in shown
+    header = next(line for line in shown.splitlines() if "test images" in line)
+    assert [cell.strip() for cell in header.split("|")][2:10] == [
+        *("n", "1", "2", "3", "4", "5", "mean", "with flip TTA")
+    ]
     (collection / "known" / "green").rename(collection / "known" / "shoe")
     with pytest.raises(InputError, match="the classes shoe, which the network"):
         photos.photos("other.csv", photos=str(collection), **asked)

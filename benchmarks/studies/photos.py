@@ -276,7 +276,7 @@ def spoiled_table(rows: pd.DataFrame) -> str:
         if len(shown) == 1:
             row["mean"] = shown[0]
         else:
-            row |= dict(zip(map(str, same["severity"]), shown, strict=True))
+            row |= dict(zip(map(str, map(int, same["severity"])), shown, strict=True))
             row["mean"] = f"{100 * same['acc'].mean():.2f}"
         row["with flip TTA"] = f"{100 * same['acc_tta'].mean():.2f}"
         cells.append(row)
