@@ -114,6 +114,9 @@ ANY_BATCHES = Valid(
     lambda value: value == 0 or is_batches(value), f"{BATCHES}, or 0 for none"
 )
 SHARE = Valid(lambda value: 0 <= value <= 1, "from 0 to 1")
+ABOVE_ZERO = Valid(
+    lambda value: math.isfinite(value) and value > 0, "a finite number above 0"
+)
 BELOW_ONE = Valid(lambda value: 0 <= value < 1, "from 0 to below 1")
 NOT_NEGATIVE = Valid(
     lambda value: math.isfinite(value) and value >= 0, "a finite number, at least 0"
@@ -186,6 +189,10 @@ class Config:
     """Network to train, a name in networks.py."""
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
+    whiten: bool = option(False, shapes=True)
+    """Start the first convolution as filters that whiten patches of the images."""
+    logit_scale: float = option(1.0, ABOVE_ZERO, shapes=True)
+    """Factor on the logits; below 1, a new network is less sure of itself."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
     """Seed of weights, split, order and augmentation."""
     data: Asked = option("auto", section="images")

@@ -94,6 +94,16 @@ class CustomResNet(nn.Module):
         """Where LayerCAM looks: the last layer that has more than 3 x 3 places."""
         return self.layer2
 
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Let the first convolution start as `whitening_filters` of images.
+
+        Args:
+            images: Normalised images, float (N, 3, 32, 32).
+        """
+        weight: Any = self.prep[0].weight
+        weight.copy_(whitening_filters(images, len(weight)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (B, 3, 32, 32) to logits (B, num_classes)."""
         if self.training:
@@ -113,6 +123,31 @@ class CustomResNet(nn.Module):
         norms = [layer for layer in self.modules() if isinstance(layer, BatchNorm2d)]
         counts: Any = [norm.num_batches_tracked for norm in norms]
         torch._foreach_add_(counts, 1)
+
+
+def whitening_filters(images: Tensor, count: int) -> Tensor:
+    """Filters whose answers to the patches of images are not correlated.
+
+    They are the eigenvectors of the patches' covariance, each over the root of its
+    eigenvalue, and their negatives, as a ReLU follows (Jordan, arXiv 2404.00498); of
+    more filters than these 54 the others are random mixtures, of fewer those of the
+    largest eigenvalues.
+
+    Args:
+        images: Normalised images, float (N, 3, 32, 32).
+        count: How many filters.
+
+    Returns:
+        float32 (count, 3, 3, 3); each filter has norm 1.
+    """
+    patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 27)
+    values, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
+    scaled = (vectors / (values + 5e-4 * values.max()).sqrt()).T.float()
+    filters = F.normalize(scaled)
+    pairs = min(len(filters), count // 2)
+    largest = filters[len(filters) - pairs :]
+    mixtures = F.normalize(torch.randn(count - 2 * pairs, len(filters)) @ filters)
+    return torch.cat([largest, -largest, mixtures]).view(count, 3, 3, 3)
 
 
 def layer_table(net: nn.Module) -> str:

@@ -34,6 +34,7 @@ class _Classifier(torch.nn.Module):
         self.classes: list[str] = known["classes"]
         name = known.get("net", "custom_resnet")
         self.net = networks.build_network(name, len(self.classes), known["base_width"])
+        self.logit_scale: float = known.get("logit_scale", 1.0)
         constants = torch.tensor([known["mean"], known["std"]]).view(2, 1, 3, 1, 1)
         self.register_buffer("mean", constants[0], persistent=False)
         self.register_buffer("std", constants[1], persistent=False)
@@ -43,7 +44,7 @@ class _Classifier(torch.nn.Module):
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         logits: torch.Tensor = self.net((images - self.mean) / self.std)
-        return logits
+        return self.logit_scale * logits
 
 
 def custom_resnet(

@@ -19,6 +19,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from common.errors import InputError
 from config import Tta
 from images.augmentation import shift
 from images.loader import Batch
@@ -48,6 +49,7 @@ class LitCustomResNet(pl.LightningModule):
             image and its mirror image, or also for both moved by a pixel to either side
             along the diagonal, at half the weight (Jordan, arXiv 2404.00498).
         net: Name of the network in networks.py.
+        logit_scale: Factor on the network's output.
 
     After a test, `confusion` counts the images of all processes by true and by
     predicted class, int64 (num_classes, num_classes). Within an epoch, `losses` and
@@ -69,11 +71,13 @@ class LitCustomResNet(pl.LightningModule):
         base_width: int = 64,
         tta: Tta = "none",
         net: str = "custom_resnet",
+        logit_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         num_classes = len(classes)
         self.net = build_network(net, num_classes, base_width)
+        self.logit_scale = logit_scale
         # Not persistent: they are hyper-parameters already.
         levels = 255 * torch.tensor([mean, std]).view(2, 1, 3, 1, 1)
         self.register_buffer("mean", levels[0], persistent=False)
@@ -113,11 +117,32 @@ class LitCustomResNet(pl.LightningModule):
 
         Normalisation is part of the model, so nothing that uses it can get it wrong.
         """
-        normalised = (images - self.mean) / self.std  # uint8 becomes float on the way
+        normalised = self.normalise(images)
         if self.device.type == "mps":  # batches are channels_last
             normalised = normalised.contiguous()
         logits: Tensor = self.net(normalised)
-        return logits
+        return logits if self.logit_scale == 1 else self.logit_scale * logits
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Map uint8 images (B, 3, 32, 32) to what the network takes, in float."""
+        return (images - self.mean) / self.std
+
+    def whiten(self, images: Tensor) -> None:
+        """Let the first convolution start with the statistics of some images.
+
+        Args:
+            images: uint8 (N, 3, 32, 32).
+
+        Raises:
+            InputError: The network has no such start.
+        """
+        whiten: Any = getattr(self.net, "whiten", None)
+        if whiten is None:
+            raise InputError(
+                f"--whiten: network {self.hparams['net']!r} has no whitening start; "
+                "leave the flag out"
+            )
+        whiten(self.normalise(images))
 
     def objective(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of one augmented batch, the part of a step that is dear."""

@@ -54,6 +54,7 @@ from training.trainer import build_trainer
 log = logging.getLogger(__name__)
 
 FAST_DEV_LR = 0.01  # fast_dev_run has too few steps for a range test
+WHITENED = 2000  # images whose statistics are enough
 
 
 @configured(Config)
@@ -310,7 +311,12 @@ def build_module(
         config.base_width,
         config.tta,
         config.net,
+        config.logit_scale,
     )
+    if config.whiten:
+        pixels = images.train_set[0]
+        some = pixels[:: -(-len(pixels) // WHITENED)]  # of all classes
+        module.whiten(some.permute(0, 3, 1, 2))
     if weights is not None:
         module.net.load_state_dict(weights, strict=False)
     if config.compile:

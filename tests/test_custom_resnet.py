@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from custom_resnet import Conv2d, CustomResNet, layer_table
+from custom_resnet import Conv2d, CustomResNet, layer_table, whitening_filters
 
 TABLE = [
     ("Conv2d", (64, 32, 32), 1728),
@@ -54,6 +54,50 @@ def test_layers_shapes_and_parameters_are_the_table() -> None:
     net(torch.zeros(2, 3, 32, 32))
     assert seen == TABLE
     assert sum(parameter.numel() for parameter in net.parameters()) == 6_573_120
+
+
+def correlated_images() -> Tensor:
+    """Random images whose neighbours and channels are alike, (200, 3, 32, 32)."""
+    torch.manual_seed(0)
+    mixing = torch.randn(3, 3)
+    images = F.avg_pool2d(torch.randn(200, 3, 34, 34), 3, 1)
+    return torch.einsum("cd,ndhw->nchw", mixing, images)
+
+
+def test_whitened_patches_are_not_correlated() -> None:
+    images = correlated_images()
+    filters = whitening_filters(images, 60)
+    assert torch.allclose(filters.flatten(1).norm(dim=1), torch.ones(60), atol=1e-5)
+    assert torch.equal(filters[27:54], -filters[:27])
+    answers = F.conv2d(images, filters[:27]).transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(answers) - torch.eye(27)
+    assert correlation.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_few_filters_are_those_of_the_largest_eigenvalues(count: int) -> None:
+    images = correlated_images()
+    few, all_of_them = (whitening_filters(images, number) for number in (count, 60))
+    assert few.shape == (count, 3, 3, 3)
+    half = count // 2
+    assert torch.equal(few[:half], all_of_them[27 - half : 27])
+    assert torch.equal(few[half : 2 * half], -few[:half])
+
+
+def test_only_the_first_convolution_starts_with_them() -> None:
+    images = correlated_images()
+    torch.manual_seed(1)
+    net = CustomResNet(base_width=64)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.whiten(images)
+    changed = [
+        name
+        for name, value in net.state_dict().items()
+        if not torch.equal(value, before[name])
+    ]
+    assert changed == ["prep.0.weight"]
+    expected = whitening_filters(images, 54)  # the others are drawn
+    torch.testing.assert_close(net.state_dict()["prep.0.weight"][:54], expected)
 
 
 def test_printed_table_holds_the_same_rows() -> None:

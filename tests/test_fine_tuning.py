@@ -86,6 +86,14 @@ def test_the_classifier_follows_the_names_of_the_classes(
     )
 
 
+def test_the_classifier_is_as_sure_as_it_was_with_another_scale() -> None:
+    origin = checkpoint(("a", "b", "c"))
+    origin["hyper_parameters"]["logit_scale"] = 0.5
+    config = replace(CONFIG, logit_scale=0.25)
+    taken = starting_weights(origin, config, ("a", "b", "c"))
+    torch.testing.assert_close(taken["fc.weight"], 2 * _state(origin)["net.fc.weight"])
+
+
 def test_only_what_fits_is_taken_and_something_must() -> None:
     origin = checkpoint(("a", "b"))
     state = _state(origin)

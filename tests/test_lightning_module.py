@@ -10,6 +10,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import InputError
+from custom_resnet import whitening_filters
 from images.loader import EvalLoader
 from lightning_module import LitCustomResNet, one_cycle, smoothed_cross_entropy
 
@@ -27,6 +29,27 @@ def make_module(**options: Any) -> LitCustomResNet:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"lr": 0.01, "base_width": 4} | options
     return LitCustomResNet(("a", "b", "c"), MEAN, STD, **settings)
+
+
+def test_the_scale_of_the_logits_is_part_of_the_model() -> None:
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    plain, scaled = (make_module(logit_scale=scale).eval() for scale in (1.0, 0.25))
+    torch.testing.assert_close(scaled(images), 0.25 * plain(images))
+    assert scaled.hparams["logit_scale"] == 0.25
+
+
+def test_a_network_starts_with_the_statistics_of_normalised_images() -> None:
+    images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
+    module = make_module()
+    module.whiten(images)
+    normal = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+        3, 1, 1
+    )
+    first = module.net.state_dict()["prep.0.weight"]
+    torch.testing.assert_close(first, whitening_filters(normal, 4), atol=1e-4, rtol=0)
+    module.net = nn.Flatten()
+    with pytest.raises(InputError, match="--whiten: network 'custom_resnet' has no"):
+        module.whiten(images)
 
 
 def learning_rates(total_steps: int) -> list[float]:

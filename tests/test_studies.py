@@ -37,7 +37,6 @@ from benchmarks.studies.screening import (
     cutmix,
     design,
     jitter,
-    whitening_filters,
 )
 from benchmarks.studies.small_maps import small_maps
 from benchmarks.studies.unknown_images import (
@@ -402,19 +401,6 @@ def test_no_factor_is_mixed_with_another_nor_with_a_pair() -> None:
     assert torch.equal(whole.T @ whole, 24 * torch.eye(11))
     pairs = whole[:, :, None] * whole[:, None, :]
     assert (torch.einsum("rf,rij->fij", whole, pairs) == 0).all()
-
-
-def test_whitened_patches_are_not_correlated() -> None:
-    torch.manual_seed(0)
-    mixing = torch.randn(3, 3)
-    images = F.avg_pool2d(torch.randn(200, 3, 34, 34), 3, 1)
-    images = torch.einsum("cd,ndhw->nchw", mixing, images)
-    filters = whitening_filters(images, 60)
-    assert torch.allclose(filters.flatten(1).norm(dim=1), torch.ones(60), atol=1e-5)
-    assert torch.equal(filters[27:54], -filters[:27])
-    answers = F.conv2d(images, filters[:27]).transpose(0, 1).flatten(1)
-    correlation = torch.corrcoef(answers) - torch.eye(27)
-    assert correlation.abs().max() < 1e-2
 
 
 def test_a_row_starts_as_it_says() -> None:

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
+from custom_resnet import whitening_filters
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
-from train import train
+from train import build_module, load_images, train
 from training.terminal import warn_of_guessing
 
 Train = Callable[..., dict[str, Any]]
@@ -90,6 +92,24 @@ def test_picked_lr_and_typed_lr_train_bit_for_bit_alike(quick_train: Train) -> N
     quick_train(lr=picked, name="typed")
     assert_same(weights(), weights(Path("runs/typed/checkpoints/last.ckpt")))
     assert rows() == rows("typed")
+
+
+def test_the_network_starts_with_the_statistics_of_the_training_images(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.WHITENED", 30)
+    config = Config(
+        data_dir=image_folder, batch_size=8, base_width=4, lr=0.01, whiten=True
+    )
+    images = load_images(config)
+    started, plain = (
+        build_module(one, images) for one in (config, replace(config, whiten=False))
+    )
+    every_fourth = images.train_set[0][::4].permute(0, 3, 1, 2)  # of 108
+    expected = whitening_filters(plain.normalise(every_fourth), 4)
+    first, *others = zip(started.net.parameters(), plain.net.parameters(), strict=True)
+    torch.testing.assert_close(first[0].data, expected)
+    assert all(torch.equal(*pair) for pair in others)
 
 
 def test_config_runs_again(quick_train: Train) -> None:

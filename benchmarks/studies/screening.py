@@ -88,26 +88,6 @@ def design() -> list[Row]:
     ]
 
 
-def whitening_filters(images: Tensor, count: int) -> Tensor:
-    """Filters whose answers to the patches of images are not correlated.
-
-    Args:
-        images: Normalised images (N, 3, 32, 32).
-        count: How many filters, more than 54: the 27 eigenvectors of the patches'
-            covariance, each divided by the root of its eigenvalue, their negatives, and
-            random mixtures of them.
-
-    Returns:
-        float32 (count, 3, 3, 3); each filter has norm 1.
-    """
-    patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 27).double()
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    scaled = (vectors / (values + 5e-4 * values.max()).sqrt()).T.float()
-    filters = F.normalize(scaled)
-    mixtures = F.normalize(torch.randn(count - 54, 27) @ filters)
-    return torch.cat([filters, -filters, mixtures]).view(count, 3, 3, 3)
-
-
 def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
     """The network with the start that a row asks for.
 
@@ -118,9 +98,9 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
     """
     torch.manual_seed(0)
     net = CustomResNet(base_width=base_width)
-    first, *others = [part for part in net.modules() if isinstance(part, nn.Conv2d)]
+    net.whiten(images)
+    _, *others = [part for part in net.modules() if isinstance(part, nn.Conv2d)]
     with torch.no_grad():
-        first.weight.copy_(whitening_filters(images, max(base_width, 54))[:base_width])
         for conv in others if row["dirac"] else ():
             nn.init.dirac_(conv.weight[: conv.in_channels])
         for residual in (net.residual1, net.residual3):
