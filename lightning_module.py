@@ -53,12 +53,14 @@ class LitCustomResNet(pl.LightningModule):
 
     After a test, `confusion` counts the images of all processes by true and by
     predicted class, int64 (num_classes, num_classes). Within an epoch, `losses` and
-    `accuracies` hold those of each step so far, on the device.
+    `accuracies` hold those of each step so far, on the device. `mirrors` says whether a
+    mirror image is as good as the image, as it is after a training with both.
     """
 
     mean: Tensor
     std: Tensor
     confusion: Tensor
+    mirrors = True
 
     def __init__(
         self,

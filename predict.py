@@ -21,7 +21,7 @@ from analysis.inference import (
     BATCH_SIZE,
     Prediction,
     is_known,
-    predict_proba,
+    predict_views,
     read_images,
     top_predictions,
 )
@@ -108,14 +108,14 @@ def predict_batch(
         top: How many classes to name of each.
         explain: Folder for LayerCAM pictures, or None.
     """
-    images, errors = read_images(paths)
+    views, errors = read_images(paths)
     readable = [path for path in paths if path not in errors]
     results: dict[str, Prediction] = {
         path: {"file": path, "predictions": [], "known": False, "error": error}
         for path, error in errors.items()
     }
     if readable:
-        probabilities = predict_proba(model, images)
+        probabilities = predict_views(model, views)
         guesses = top_predictions(probabilities, model.hparams["classes"], top)
         are_known = is_known(probabilities).tolist()
         for path, guess, known in zip(readable, guesses, are_known, strict=True):
@@ -126,6 +126,7 @@ def predict_batch(
                 "error": None,
             }
         if explain is not None:
+            images = views[:, 0]
             heats = layer_cam(model, images, probabilities.argmax(dim=1))
             save_explanations(Path(explain), readable, images, heats)
     return [results[path] for path in paths]

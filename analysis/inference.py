@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError, show_traceback
-from images.image_folder import read_image
+from images.image_folder import read_views
 from lightning_module import LitCustomResNet
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,27 @@ def predict_proba(model: LitCustomResNet, images: Tensor) -> Tensor:
     )
 
 
+def predict_views(model: LitCustomResNet, views: Tensor) -> Tensor:
+    """Class probabilities of images that are looked at in several ways.
+
+    They follow from the mean logits of all views and, where the network was trained
+    with mirrored images, of their mirror images.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        views: uint8 (N, V, 3, 32, 32), of `read_images`.
+
+    Returns:
+        float32 (N, C), on the CPU, in the order of `model.hparams["classes"]`.
+    """
+    images = views.flatten(0, 1)
+    logits = predict_logits(model, images)
+    if model.mirrors:
+        logits = (logits + predict_logits(model, images.flip(3))) / 2
+    mean = logits.unflatten(0, views.shape[:2]).mean(dim=1)
+    return to_probabilities(mean, model.hparams["label_smoothing"])
+
+
 def top_predictions(
     probabilities: Tensor, classes: Sequence[str], top: int
 ) -> list[list[LabelProbability]]:
@@ -150,17 +171,17 @@ def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
     """Read image files, and leave out those that cannot be read.
 
     Returns:
-        uint8 (N, 3, 32, 32), in the order of their paths, and why each of the others
-        cannot be read.
+        Their views, uint8 (N, V, 3, 32, 32), in the order of their paths, and why each
+        of the others cannot be read.
     """
     pixels: list[np.ndarray] = []
     errors: dict[str, str] = {}
     for path in paths:
         try:
-            pixels.append(read_image(path)[0])
+            pixels.append(read_views(path))
         except InputError as error:
             errors[path] = str(error)
             show_traceback()
-    blank = np.empty((0, 32, 32, 3), np.uint8)
-    images = torch.from_numpy(np.stack(pixels) if pixels else blank)
-    return images.permute(0, 3, 1, 2), errors
+    blank = np.empty((0, 2, 32, 32, 3), np.uint8)
+    views = torch.from_numpy(np.stack(pixels) if pixels else blank)
+    return views.permute(0, 1, 4, 2, 3), errors

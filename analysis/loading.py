@@ -50,6 +50,7 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
             f"--ckpt_path {path}: the weights do not fit the network; give a "
             "checkpoint of this version of the project"
         ) from None
+    module.mirrors = saved.get("config", {}).get("flip") != "none"
     return module.eval().requires_grad_(False)
 
 

@@ -14,11 +14,17 @@ from analysis.evaluation import confident_mistakes
 from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.html import percent
-from analysis.inference import is_known, predict_proba, read_images, top_predictions
+from analysis.inference import (
+    is_known,
+    predict_proba,
+    predict_views,
+    read_images,
+    top_predictions,
+)
 from common.errors import InputError
 from common.text import one_line
 from images.class_folders import FORMATS
-from images.image_folder import read_photo, to_pixels
+from images.image_folder import read_photo, to_views
 from lightning_module import LitCustomResNet
 
 TOP = 5  # classes that are named of an image
@@ -82,14 +88,14 @@ class Look(NamedTuple):
         return f"It is **{escape(self.true)}**, taken for **{escape(predicted)}**."
 
 
-def look(model: LitCustomResNet, image: Tensor) -> Look:
+def look(model: LitCustomResNet, image: Tensor, probabilities: Tensor) -> Look:
     """What a network says of an image.
 
     Args:
         model: As `load_model` gives it, on any device.
         image: uint8 (1, 3, 32, 32).
+        probabilities: What it gives the classes, float32 (1, C).
     """
-    probabilities = predict_proba(model, image)
     [guesses] = top_predictions(probabilities, model.hparams["classes"], TOP)
     [heat] = layer_cam(model, image, probabilities.argmax(dim=1))
     return Look(
@@ -99,17 +105,27 @@ def look(model: LitCustomResNet, image: Tensor) -> Look:
     )
 
 
+def look_at_photo(model: LitCustomResNet, views: Tensor) -> Look:
+    """What a network says of an image that is looked at in several ways.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        views: uint8 (1, V, 3, 32, 32), of which the first is shown.
+    """
+    return look(model, views[:, 0], predict_views(model, views))
+
+
 def look_at_file(model: LitCustomResNet, path: str) -> Look:
     """What a network says of an image file.
 
     Raises:
         InputError: It cannot be read.
     """
-    image, errors = read_images([path])
+    views, errors = read_images([path])
     if errors:
         name = one_line(Path(path).name)  # nobody knows the folder of uploads
         raise InputError(errors[path].replace(one_line(path), name))
-    return look(model, image)._replace(photo=read_photo(path, PHOTO))
+    return look_at_photo(model, views)._replace(photo=read_photo(path, PHOTO))
 
 
 class Mistakes:
@@ -157,7 +173,8 @@ class Mistakes:
 
     def look(self, model: LitCustomResNet, place: int) -> Look:
         """What the network says of the image at a position, and what is true."""
-        found = look(model, self.images[place].permute(2, 0, 1)[None])
+        image = self.images[place].permute(2, 0, 1)[None]
+        found = look(model, image, self.probabilities[place][None])
         return found._replace(true=self.classes[int(self.labels[place])])
 
     def _caption(self, place: int) -> str:
@@ -194,8 +211,8 @@ def _add_upload(model: LitCustomResNet) -> None:
 
     def answer_drawn(event: gr.SelectData) -> list[Any]:
         drawing, _ = drawn[event.index]
-        image = torch.from_numpy(to_pixels(drawing).copy()).permute(2, 0, 1)[None]
-        return _as_shown(look(model, image)._replace(photo=drawing))
+        views = torch.from_numpy(to_views(drawing)).permute(0, 3, 1, 2)[None]
+        return _as_shown(look_at_photo(model, views)._replace(photo=drawing))
 
     gr.Markdown(f"It knows these classes: {known_classes(model)}.")
     with gr.Row():

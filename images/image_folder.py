@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]  # by name
 CACHE_NAME = ".decoded.npz"
-CACHE_VERSION = "3"  # raise it when `to_pixels` changes
+SIZE = (IMAGE_SIZE, IMAGE_SIZE)
+CACHE_VERSION = "4"  # raise it when `to_pixels` changes
 
 
 def load_images(listing: Listing) -> tuple[Tensor, Tensor]:
@@ -72,6 +73,16 @@ def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
         return to_pixels(image), as_is
 
 
+def read_views(path: str | Path) -> np.ndarray:
+    """Read an image file as `to_views` does.
+
+    Raises:
+        InputError: It is not there, no image, damaged, or too large.
+    """
+    with _opened(path) as image:
+        return to_views(image)
+
+
 def read_photo(path: str | Path, side: int) -> Image.Image:
     """Read an image file to be shown to people: whole, upright and in RGB.
 
@@ -115,9 +126,23 @@ def to_pixels(image: Image.Image) -> np.ndarray:
         ValueError: As `to_rgb` does.
     """
     image = to_rgb(image)
-    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        image = ImageOps.fit(image, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    if image.size != SIZE:
+        image = ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def to_views(image: Image.Image) -> np.ndarray:
+    """Convert an image to the ways to look at it: uint8 (2, 32, 32, 3).
+
+    The first is that of `to_pixels`; the second shows all of the image, its sides made
+    equal.
+
+    Raises:
+        ValueError: As `to_rgb` does.
+    """
+    image = to_rgb(image)
+    squeezed = image.resize(SIZE, Image.Resampling.BILINEAR)
+    return np.stack([to_pixels(image), np.asarray(squeezed)])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

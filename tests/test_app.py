@@ -28,12 +28,13 @@ import predict
 from analysis.drawings import examples
 from analysis.explanation import layer_cam
 from analysis.figures import explanation
-from analysis.inference import predict_proba
+from analysis.inference import predict_views
 from analysis.loading import load_model
 from analysis.report import open_run, read_run
 from common.errors import InputError
-from images.image_folder import to_pixels
+from images.image_folder import to_views
 from images.synthetic import SHAPES
+from lightning_module import LitCustomResNet
 from train import train
 
 gradio = pytest.importorskip("gradio")
@@ -155,8 +156,9 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     model = load_model(last(run))
     pixels = np.asarray(Image.open(pictures / "noise.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None]
-    [heat] = layer_cam(model, image, predict_proba(model, image).argmax(dim=1))
-    assert page.look(model, image).picture == explanation(image[0], heat)
+    views = image.repeat(2, 1, 1, 1)[None]
+    [heat] = layer_cam(model, image, predict_views(model, views).argmax(dim=1))
+    assert page.look_at_photo(model, views).picture == explanation(image[0], heat)
 
 
 def test_mistakes_are_the_most_confident_first_and_of_a_class(run: Path) -> None:
@@ -195,7 +197,8 @@ def test_the_detail_names_the_true_class(run: Path) -> None:
     [place, *_] = mistakes.most_confident(0)
     found = mistakes.look(model, place)
     assert found.verdict() == "It is **blue**, taken for **red**."
-    plain = page.look(model, images.test_set[0][place].permute(2, 0, 1)[None])
+    image = images.test_set[0][place].permute(2, 0, 1)[None]
+    plain = page.look(model, image, mistakes.probabilities[place][None])
     assert plain.verdict() == ""
     assert found._replace(true=None) == plain
     assert page.escape("a_b <i>*x*</i> ü") == r"a\_b \<i\>\*x\*\<\/i\> ü"
@@ -219,11 +222,15 @@ def test_examples_are_drawn_for_the_network_that_is_there() -> None:
     assert sorted(name for _, name in shapes) == sorted(2 * SHAPES)
 
 
+def look_at(picture: Image.Image, model: LitCustomResNet) -> Any:
+    views = torch.from_numpy(to_views(picture)).permute(0, 3, 1, 2)[None]
+    return page.look_at_photo(model, views)
+
+
 def test_the_weights_of_the_project_know_the_examples() -> None:
     model = load_model()
     for picture, name in examples(list(model.hparams["classes"])):
-        image = torch.tensor(to_pixels(picture)).permute(2, 0, 1)[None]
-        assert next(iter(page.look(model, image).probabilities)) == name
+        assert next(iter(look_at(picture, model).probabilities)) == name
 
 
 def test_mistakes_of_a_network_on_any_images(
@@ -459,8 +466,7 @@ def test_a_drawing_is_classified_in_a_browser(tab: Page, run: Path) -> None:
     model = load_model(last(run))
     drawn, _ = examples(list(model.hparams["classes"]))[3]
     tab.locator(".examples .thumbnail-item").nth(3).click()
-    image = torch.tensor(to_pixels(drawn)).permute(2, 0, 1)[None]
-    found = page.look(model, image)
+    found = look_at(drawn, model)
     wait_for_label(tab, found.probabilities)
     wait_for_picture(tab, found.picture)
     expect(tab.get_by_alt_text("The image as it is")).to_be_visible()
@@ -485,7 +491,7 @@ def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
     expect(answer).to_have_count(0)  # it takes no room before there is one
     thumbnails.nth(1).click()
     place = mistakes.most_confident(0)[1]
-    found = page.look(model, images.test_set[0][place].permute(2, 0, 1)[None])
+    found = mistakes.look(model, place)
     wait_for_label(tab, found.probabilities)
     wait_for_picture(tab, found.picture)
     expect(answer.get_by_text("It is blue, taken for red.")).to_be_visible()

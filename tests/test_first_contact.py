@@ -221,8 +221,8 @@ def test_any_test_set_with_the_classes_of_the_network(
             image.save(path.with_suffix(".jpg"), quality=95)
         path.unlink()
     paths = sorted(folder.rglob("*.jpg"))
-    images, _ = read_images([str(path) for path in paths])
-    said = predict_logits(load_model(LAST), images).argmax(dim=1).tolist()
+    views, _ = read_images([str(path) for path in paths])
+    said = predict_logits(load_model(LAST), views[:, 0]).argmax(dim=1).tolist()
     right = sum(
         CLASSES[k] == path.parent.name for k, path in zip(said, paths, strict=True)
     )

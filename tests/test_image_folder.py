@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.errors import InputError
 from images import image_folder as folders
-from images.image_folder import to_pixels
+from images.image_folder import to_pixels, to_views
 from images.sources import load
 
 Damage = Callable[[Path], object]
@@ -105,6 +105,18 @@ def test_modes(image: Image.Image, expected: tuple[int, int, int]) -> None:
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert (pixels == np.array(expected)).all()
+
+
+def test_a_wide_image_is_cut_to_its_middle_and_squeezed_whole() -> None:
+    image = Image.new("RGB", (96, 32), (0, 0, 200))
+    image.paste((200, 0, 0), (0, 0, 32, 32))
+    image.paste((0, 200, 0), (32, 0, 64, 32))
+    cut, squeezed = to_views(image)
+    assert np.array_equal(cut, to_pixels(image))
+    assert (cut == (0, 200, 0)).all()
+    assert [squeezed[16, at].tolist() for at in (3, 16, 28)] == [
+        *([200, 0, 0], [0, 200, 0], [0, 0, 200])
+    ]
 
 
 def test_exif_orientation_is_followed() -> None:

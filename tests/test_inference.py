@@ -9,7 +9,12 @@ import torch
 
 from analysis.evaluation import confident_mistakes
 from analysis.explanation import heat_map, layer_cam
-from analysis.inference import predict_logits, predict_proba, to_probabilities
+from analysis.inference import (
+    predict_logits,
+    predict_proba,
+    predict_views,
+    to_probabilities,
+)
 from analysis.loading import load_model
 from common.errors import InputError
 from datamodule import CIFAR10DataModule
@@ -71,6 +76,20 @@ def test_a_network_is_asked_as_it_was_trained() -> None:
     probabilities = (said - 0.1) / 0.7
     assert probabilities.min() > 0
     torch.testing.assert_close(predict_proba(model, images), probabilities)
+
+
+@pytest.mark.parametrize("flip", ["none", "random"])
+def test_views_count_alike_and_mirrored_ones_where_the_training_had_them(
+    flip: str, quick_train: Train
+) -> None:
+    quick_train(max_epochs=1, flip=flip, label_smoothing=0.0)
+    model = load_model(LAST)
+    views = torch.randint(256, (5, 2, 3, 32, 32), dtype=torch.uint8)
+    logits = [predict_logits(model, views[:, number]) for number in (0, 1)]
+    if flip == "random":
+        logits += [predict_logits(model, views[:, k].flip(3)) for k in (0, 1)]
+    expected = torch.stack(logits).mean(dim=0).softmax(1)
+    torch.testing.assert_close(predict_views(model, views), expected)
 
 
 def test_confident_mistakes_come_most_confident_first() -> None:

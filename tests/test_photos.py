@@ -122,7 +122,7 @@ def test_photos_and_test_images_are_put_on_record(
     assert plain["n"] == 30
     assert plain["acc"] > 0.9
     shown = capsys.readouterr().out
-    assert "| squashed, mirrored" in shown
+    assert "| squeezed, mirrored" in shown
     assert f"{100 * plain['acc']:.2f}" in shown
     header = next(line for line in shown.splitlines() if "test images" in line)
     assert [cell.strip() for cell in header.split("|")][2:10] == [

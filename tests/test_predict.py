@@ -20,7 +20,8 @@ from analysis.explanation import layer_cam
 from analysis.inference import (
     entropy,
     is_known,
-    predict_proba,
+    predict_logits,
+    predict_views,
     to_probabilities,
     top_predictions,
 )
@@ -95,9 +96,12 @@ def test_the_probabilities_are_those_of_the_network(
     assert done.err == ""
     paths = sorted(str(path) for path in image_folder.glob("test/*/*.png"))
     assert [result["file"] for result in done.results] == paths
-    images = np.stack([to_pixels(Image.open(path)) for path in paths])
+    images = torch.stack(
+        [torch.tensor(to_pixels(Image.open(path))).permute(2, 0, 1) for path in paths]
+    )
     model = load_model(checkpoint)
-    probabilities = predict_proba(model, torch.from_numpy(images).permute(0, 3, 1, 2))
+    both = predict_logits(model, images) + predict_logits(model, images.flip(3))
+    probabilities = to_probabilities(both / 2, model.hparams["label_smoothing"])
     for result, share in zip(done.results, probabilities.tolist(), strict=True):
         assert result.keys() == {"file", "predictions", "known", "error"}
         found = {one["label"]: one["probability"] for one in result["predictions"]}
@@ -263,7 +267,8 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         original = np.asarray(Image.open(f"{folder}/same.png"))
         assert np.array_equal(small[:, :32], original)
         image = torch.tensor(original).permute(2, 0, 1)[None]
-        heat = layer_cam(model, image, predict_proba(model, image).argmax(1))[0].numpy()
+        said = predict_views(model, image[:, None]).argmax(1)
+        heat = layer_cam(model, image, said)[0].numpy()
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
         assert changed[heat > 0.5].mean() > 30

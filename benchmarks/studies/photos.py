@@ -153,34 +153,40 @@ def to_levels(images: Tensor) -> Tensor:
 
 
 def cut(image: Image.Image) -> Image.Image:
-    """The middle square, as predict.py reads images."""
+    """The middle square."""
+    return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR)
+
+
+def squeezed(image: Image.Image) -> Image.Image:
+    """All of it, its sides made equal."""
+    return image.resize(SIZE, Image.Resampling.BILINEAR)
+
+
+def cut_bicubic(image: Image.Image) -> Image.Image:
+    """The middle square, a little sharper."""
     return ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC)
 
 
-def squashed(image: Image.Image) -> Image.Image:
-    """All of it, its sides made equal."""
+def squeezed_bicubic(image: Image.Image) -> Image.Image:
+    """All of it, a little sharper."""
     return image.resize(SIZE, Image.Resampling.BICUBIC)
 
 
 def middle(image: Image.Image) -> Image.Image:
     """The middle four fifths of the middle square."""
-    return ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC, bleed=0.1)
-
-
-def cut_bilinear(image: Image.Image) -> Image.Image:
-    """The middle square, a little softer."""
-    return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR)
+    return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR, bleed=0.1)
 
 
 # Ways to read a photo: the logits of all views, and of their mirror images, are added.
 READINGS: dict[str, tuple[tuple[Callable[[Image.Image], Image.Image], ...], bool]] = {
+    "cut, bicubic": ((cut_bicubic,), False),
     "cut": ((cut,), False),
-    "cut, bilinear": ((cut_bilinear,), False),
-    "squashed": ((squashed,), False),
+    "squeezed, bicubic": ((squeezed_bicubic,), False),
+    "squeezed": ((squeezed,), False),
     "cut, mirrored": ((cut,), True),
-    "squashed, mirrored": ((squashed,), True),
-    "cut and squashed, mirrored": ((cut, squashed), True),
-    "cut, squashed and middle, mirrored": ((cut, squashed, middle), True),
+    "squeezed, mirrored": ((squeezed,), True),
+    "cut and squeezed, mirrored, as predict.py": ((cut, squeezed), True),
+    "cut, squeezed and middle, mirrored": ((cut, squeezed, middle), True),
 }
 
 
