@@ -31,6 +31,7 @@ from common.errors import InputError
 from config import Config
 from evaluate import evaluate
 from evaluate import test as evaluate_on
+from images import photo_like
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 from lightning_module import LitCustomResNet
@@ -58,7 +59,9 @@ def make_module(**options: Any) -> LitCustomResNet:
 
 
 def train_loader(device: torch.device) -> TrainLoader:
-    augmentation = Augmentation(padding_mode="reflect", flip="alternate")
+    augmentation = Augmentation(
+        padding_mode="reflect", flip="alternate", photo_like=0.5
+    )
     fill = torch.zeros(3, dtype=torch.uint8)
     options: Any = {"fill": fill, "augmentation": augmentation, "device": device}
     return TrainLoader(IMAGES, LABELS, batch_size=16, seed=0, **options)
@@ -110,6 +113,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[LitCustomResNet]:
     monkeypatch.setattr(Tensor, "backward", backward)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield module.to(CUDA)
+    for kept in (photo_like._on, photo_like._tables):
+        kept.cache_clear()  # of constants that are no real ones
 
 
 def test_no_training_step_mixes_devices_or_waits_for_the_gpu(

@@ -180,6 +180,7 @@ class Training:
         self.row, self.epoch = row, 0
         self.mean = 255 * torch.tensor(images.mean).view(1, 3, 1, 1)
         self.std = 255 * torch.tensor(images.std).view(1, 3, 1, 1)
+        # In class folders these are of one class, whose patches are much like all.
         sample = self._normalised(images.train_set[0][:5000].permute(0, 3, 1, 2))
         self.net = build_net(row, sample, base_width)
         self.batches = TrainLoader(
