@@ -47,6 +47,7 @@ from benchmarks.studies.unknown_images import (
     thin_out,
 )
 from common.errors import InputError
+from config import Config
 from datamodule import CIFAR10DataModule
 from images import sources
 from record import write_recipe
@@ -239,11 +240,10 @@ def test_what_is_missing_is_recorded_and_no_more(
     assert (len(curve["lrs"]), curve["classes"]) == (100, 3)
     lr_small.lr_small(quick, (4,), (32,), seeds=1)
     assert len(lr_small.CURVES.read_text().splitlines()) == 1
-    rates = list(
-        dict.fromkeys([*LRS, lr_small.read_picks()[ONLY]])
-    )  # a run of each, once
     rows = read_rows(lr_small.RUNS)
-    assert rows["lr"].tolist() == rates
+    rates = rows["lr"].tolist()
+    assert rates == [lr_small.read_picks()[ONLY], *LRS][: len(rates)]
+    assert len(rates) == 5 or rows["val/acc"].iloc[-1] == 1
     assert rows["seed"].tolist() == [0] * len(rates)
     assert rows["val/acc"].between(0, 1).all()
     lr_small.RUNS.write_text("".join(lr_small.RUNS.read_text().splitlines(True)[:-1]))
@@ -252,6 +252,32 @@ def test_what_is_missing_is_recorded_and_no_more(
     lr_small.lr_small(quick, (4,), (32,), seeds=1)
     [(setting, config)] = trained
     assert (setting, config.lr) == (ONLY, rates[-1])
+
+
+def test_no_rate_is_tried_after_one_that_gets_everything_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: dict[tuple[Setting, float], float] = {(ONLY, 0.01): 0.9}
+    reached = {0.003: 0.99, 0.001: 1.0, 0.02: 0.97}
+    trained = []
+
+    def put_on_record(setting: Setting, config: Config) -> None:
+        trained.append(lr := float(config.lr))
+        known[setting, lr] = reached[lr]
+
+    monkeypatch.setattr(lr_small, "put_on_record", put_on_record)
+    monkeypatch.setattr(lr_small, "read_accuracies", lambda: known)
+    monkeypatch.setattr(lr_small, "read_picks", lambda: {ONLY: 0.02})
+    lr_small.train_with_rates(ONLY, Config())
+    assert trained == [0.02, 0.003, 0.001]
+    [row] = compare(known, {ONLY: 0.02}).to_dict("records")
+    assert (row["picked"], row["best"]) == (97, 100)
+    monkeypatch.setattr(lr_small, "read_picks", lambda: {ONLY: 0.03})
+    reached[0.03] = 0.98
+    lr_small.train_with_rates(ONLY, Config())
+    assert trained[3:] == [0.03]
+    del known[ONLY, 0.001]
+    assert compare(known, {ONLY: 0.02}).empty
 
 
 def test_the_pick_is_compared_with_the_best_fixed_rate_of_its_seed() -> None:
