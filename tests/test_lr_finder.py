@@ -90,6 +90,11 @@ def test_a_pick_is_the_middle_up_to_the_limit_and_short() -> None:
     ]
 
 
+def test_a_pick_keeps_away_from_the_right_edge_of_a_narrow_valley() -> None:
+    narrow = pick(LRS, valley(6e-3, 2e-2), 10, batch_size=512)
+    assert narrow.lr == float(f"{narrow.valley[1] / 5:.3g}") < narrow.valley[0]
+
+
 def test_pick_follows_the_edges_and_not_the_floor() -> None:
     picks = set()
     for lowest in (3e-4, 1e-3, 3e-3):

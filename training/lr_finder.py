@@ -31,6 +31,9 @@ MIN_LR, MAX_LR = 1e-6, 1.0  # the rate rises from one to the other, by equal fac
 # arXiv:2205.10287), up to the largest that docs/lab/learning_rate.md has measured.
 LIMIT = 0.01
 LARGEST_MEASURED = 512
+# The pick stays this factor below the valley's right edge: a training is longer at its
+# highest rate than a test, and large batches leave it few steps to settle after that.
+HEADROOM = 5
 VALLEY = 0.07  # depth of the valley, as a share of the loss of guessing
 
 
@@ -41,7 +44,8 @@ class RangeTest(NamedTuple):
         lrs: Learning rate of each step.
         losses: Training loss of each step's batch, not smoothed.
         valley: Lowest and highest rate at which it trained about as well as it could.
-        lr: The pick, the middle of the valley, but at most `limit`.
+        lr: The pick, the middle of the valley, but at most `limit`, and not within
+            `HEADROOM` of the right edge.
     """
 
     lrs: list[float]
@@ -91,7 +95,7 @@ def pick(
         InputError: Every loss is infinite or not a number.
     """
     valley = find_valley(lrs, losses, num_classes)
-    lr = min(middle(valley), limit(batch_size))
+    lr = min(middle(valley), valley[1] / HEADROOM, limit(batch_size))
     return RangeTest(lrs, losses, valley, float(f"{lr:.3g}"))
 
 
