@@ -113,7 +113,7 @@ def test_table_has_a_row_a_rule_and_a_column_a_setting() -> None:
     titles = [title.strip() for title in head.split("|")]
     column = titles.index("seed.yaml, 128")
     [ours] = [row for row in rows if "`--lr auto`" in row]
-    assert ours.split("|")[column].strip() == "0.0019 to 0.0035 (1.9)"
+    assert ours.split("|")[column].strip() == "0.0016 to 0.0028 (1.8)"
 
 
 def test_small_networks_on_shapes_are_not_ruined() -> None:
@@ -140,7 +140,8 @@ def test_picks_at_full_width_stay_where_they_were() -> None:
     }
     assert now.keys() == before.keys()
     for setting, lrs in before.items():
-        assert now[setting] == pytest.approx(lrs, rel=0.2)
+        # A fifth of the right edge lowers six of them, by a factor of 1.26 at most.
+        assert now[setting] == pytest.approx(lrs, rel=0.21)
 
 
 def test_hottest_pixels_are_those_and_where_it_is_even_drawn() -> None:
