@@ -93,12 +93,32 @@ def collection(tmp_path: Path, image_folder: Path) -> Path:
     for source in sorted((image_folder / "test").rglob("*.png")):
         target = tmp_path / "photos" / "known" / source.parent.name / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(source).resize((90, 60)).save(target)
+        pixels = np.asarray(Image.open(source))
+        wide = np.pad(pixels, ((0, 0), (8, 8), (0, 0)), mode="reflect")
+        Image.fromarray(wide).save(target)
     (tmp_path / "photos" / "unknown").mkdir()
     for number in range(4):
         noise = rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "photos" / "unknown" / f"{number}.png")
     return tmp_path / "photos"
+
+
+def test_a_part_of_the_test_images_is_of_all_classes(
+    image_folder: Path, quick_train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_train(max_epochs=1, report=False)
+    seen: list[list[int]] = []
+
+    def spoiled_rows(model: Any, images: Tensor, labels: Tensor) -> list[Any]:
+        assert len(images) == len(labels)
+        seen.append(labels.bincount().tolist())
+        return []
+
+    monkeypatch.setattr(photos, "spoiled_rows", spoiled_rows)
+    monkeypatch.setattr(photos, "table", lambda _: "")
+    for limit in (6, 7, None):
+        photos.photos("x.csv", None, str(image_folder), str(LAST), limit)
+    assert seen == [[2, 2, 2], [2, 2, 2], [10, 10, 10]]
 
 
 def test_photos_and_test_images_are_put_on_record(

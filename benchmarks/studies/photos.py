@@ -322,7 +322,8 @@ def photos(
         photos: Folder of known/CLASS/ and unknown/; left out where it is not given.
         data_dir: Folder of CIFAR-10, or of other images of the network's classes.
         ckpt_path: Checkpoint or weights of a network.
-        limit: How many of the test images; all where it is not given.
+        limit: How many of the test images at most, of all classes; all where it is
+            not given.
     """
     read_rows(expanded(output), "weights", "images")  # refused before the work
     path = None if ckpt_path is None else expanded(ckpt_path)
@@ -330,8 +331,9 @@ def photos(
     source = sources.fetch("auto", expanded(data_dir))
     (pixels, labels), _ = sources.load_test(source, expanded(data_dir))
     rows = [] if photos is None else photo_rows(model, expanded(photos))
-    images = pixels[:limit].permute(0, 3, 1, 2)
-    rows += spoiled_rows(model, images, labels[:limit])
+    step = -(-len(pixels) // (limit or len(pixels)))  # those of a class stand together
+    images = pixels[::step].permute(0, 3, 1, 2)
+    rows += spoiled_rows(model, images, labels[::step])
     hardware = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
     circumstances = provenance.circumstances(hardware)
     del circumstances["command"]  # it would name folders of this machine
