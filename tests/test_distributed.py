@@ -139,6 +139,7 @@ def wait_until_both_are_there() -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_processes_keep_the_same_weights_and_validate_with_them(
     start_two: Callable[..., Processes], image_folder: Path
 ) -> None:

@@ -346,6 +346,7 @@ def slurm_task(rank: int, port: int, argv: list[str], stop_at: int) -> None:
     train.main()
 
 
+@pytest.mark.slow
 def test_the_slurm_script_saves_requeues_and_goes_on(
     project: Path, fork: Callable[..., Any]
 ) -> None:

@@ -139,14 +139,15 @@ def unbroken(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Unbroken
     ("place", "count", "is_saved"),
     [
         ("step", 1, False),
-        ("write", 3, False),  # the first checkpoint; the configuration took two
         ("write", 12, True),
         ("replace", 4, True),
-        ("step", 9, True),
-        ("epoch's end", 2, True),
         ("epoch's end", 4, True),
-        ("epoch saved", 2, True),
-        ("summary", 1, True),
+        # The first checkpoint; the configuration took two.
+        pytest.param("write", 3, False, marks=pytest.mark.slow),
+        pytest.param("step", 9, True, marks=pytest.mark.slow),
+        pytest.param("epoch's end", 2, True, marks=pytest.mark.slow),
+        pytest.param("epoch saved", 2, True, marks=pytest.mark.slow),
+        pytest.param("summary", 1, True, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_a_bad_moment(
@@ -165,6 +166,7 @@ def test_killed_at_a_bad_moment(
     assert ("starting afresh" in (tmp_path / "log").read_text()) == (not is_saved)
 
 
+@pytest.mark.slow
 def test_killed_in_the_range_test_starts_afresh(
     start: Start, unbroken: Unbroken, tmp_path: Path
 ) -> None:
@@ -232,8 +234,8 @@ def stop(
     ("place", "count", "saved", "signum"),
     [
         *(("step", 9, "step", signum) for signum in SIGNALS),
-        ("step", 12, "last", signal.SIGINT),
-        ("validation", 3, "last", signal.SIGTERM),
+        pytest.param("step", 12, "last", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("validation", 3, "last", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_says_how_to_go_on(

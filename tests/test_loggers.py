@@ -142,6 +142,7 @@ def test_wandb_goes_on_with_a_run_and_is_told_of_one_that_fails(
     assert wandb.run is None
 
 
+@pytest.mark.slow
 def test_mlflow_gets_scalars_pictures_and_flags_and_goes_on(
     quick_train: Train, client: Callable[[], Any]
 ) -> None:

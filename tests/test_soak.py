@@ -86,6 +86,7 @@ def run_side_by_side(
     assert len(children) <= 2
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(fork: Callable[..., Any], image_folder: Path) -> None:
     run_side_by_side(fork, image_folder, rounds=1, at_once=4)
 
