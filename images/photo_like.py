@@ -79,28 +79,29 @@ class Settings(NamedTuple):
 
 
 def draw_settings(count: int, generator: torch.Generator) -> Settings:
-    """Draw settings, most of them apart from each other."""
+    """Draw settings; each kind of change is in some of them only."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    def perhaps(share: float, values: Tensor) -> Tensor:
-        return values * (uniform(0, 1) < share)
+    def some(share: float) -> Tensor:
+        return (torch.rand(count, generator=generator) < share).float()
 
-    size, aspect = uniform(-0.25, 0.45), uniform(-0.15, 0.15)
+    zoomed, lit, coloured = some(0.5), some(0.5), some(0.5)
+    size, aspect = zoomed * uniform(-0.25, 0.45), zoomed * uniform(-0.15, 0.15)
     return Settings(
         zoom_rows=(size + aspect).exp(),
         zoom_columns=(size - aspect).exp(),
-        down=uniform(-3, 3),
-        right=uniform(-3, 3),
-        softness=perhaps(0.3, uniform(0, 1)),
-        sharpening=perhaps(0.3, uniform(0, 1.5)),
-        brightness=uniform(0.75, 1.25),
-        contrast=uniform(0.7, 1.3),
-        saturation=uniform(0.5, 1.5),
-        warmth=uniform(-0.08, 0.08),
-        noise=perhaps(0.3, uniform(0, 12)),
-        quality=perhaps(0.7, uniform(30, 95).round()),
+        down=zoomed * uniform(-3, 3),
+        right=zoomed * uniform(-3, 3),
+        softness=some(0.3) * uniform(0, 1),
+        sharpening=some(0.3) * uniform(0, 1.5),
+        brightness=1 + lit * uniform(-0.25, 0.25),
+        contrast=1 + lit * uniform(-0.3, 0.3),
+        saturation=1 + coloured * uniform(-0.5, 0.5),
+        warmth=coloured * uniform(-0.08, 0.08),
+        noise=some(0.3) * uniform(0, 12),
+        quality=some(0.7) * uniform(30, 95).round(),
     )
 
 

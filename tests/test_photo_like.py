@@ -100,6 +100,8 @@ def test_settings_are_as_far_apart_as_they_say() -> None:
     names = ("softness", "sharpening", "noise", "quality")
     found = [shares[Settings._fields.index(name)] for name in names]
     assert found == pytest.approx([0.3, 0.3, 0.3, 0.7], abs=0.02)
+    for values, neutral in ((drawn.down, 0), (drawn.contrast, 1), (drawn.warmth, 0)):
+        assert (values == neutral).float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert torch.corrcoef(torch.stack(drawn)[2:]).triu(1).abs().max() < 0.03
 
 
