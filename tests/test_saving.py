@@ -159,8 +159,8 @@ def test_the_end_waits_and_leaves_other_errors_alone(
     slow.may_write.set()
     slow.teardown()
     assert read(last) == {"epoch": 1}
-    slow.save_checkpoint({"epoch": 2}, last)
     monkeypatch.setattr(os, "replace", failing(FULL))
+    slow.save_checkpoint({"epoch": 2}, last)
     slow.teardown()
     assert f"{last}: cannot be written (No space left on device)" in caplog.text
 
