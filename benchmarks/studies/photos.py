@@ -43,14 +43,13 @@ from common.files import expanded
 from config import DEFAULT_DIR, IMAGE_SIZE
 from images import sources
 from images.class_folders import list_classes
-from images.image_folder import read_photo
+from images.image_folder import SIZE, read_photo, to_views
 from lightning_module import LitCustomResNet
 from machine import provenance
 from machine.hardware import Hardware
 
 RECORD = RESULTS / "2026-11-26_photos_cpu.csv"
 MARKED = 0.9  # share of the known photos that a threshold marks as known
-SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 LARGEST = 4096  # pixels of a photo's longer side; larger ones are scaled down first
 Spoil = Callable[[Tensor, torch.Generator], Tensor]  # float (N, 3, 32, 32), 0 to 1
 
@@ -153,13 +152,13 @@ def to_levels(images: Tensor) -> Tensor:
 
 
 def cut(image: Image.Image) -> Image.Image:
-    """The middle square."""
-    return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR)
+    """The middle square, the first view of predict.py."""
+    return Image.fromarray(to_views(image)[0])
 
 
 def squeezed(image: Image.Image) -> Image.Image:
-    """All of it, its sides made equal."""
-    return image.resize(SIZE, Image.Resampling.BILINEAR)
+    """All of it, its sides made equal, the second view."""
+    return Image.fromarray(to_views(image)[1])
 
 
 def cut_bicubic(image: Image.Image) -> Image.Image:
