@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import corruptions
 from benchmarks.rows import read_rows
 from benchmarks.studies import photos
 from common.errors import InputError
@@ -22,7 +23,7 @@ def images() -> Tensor:
 
 
 def spoiled(kind: str, strength: Any, images: Tensor) -> Tensor:
-    function, _ = photos.CORRUPTIONS[kind]
+    function, _ = corruptions.CORRUPTIONS[kind]
     return function(strength, images, torch.Generator().manual_seed(0))
 
 
@@ -83,7 +84,7 @@ def test_detail_is_lost(images: Tensor) -> None:
 
 
 def test_all_kinds_have_five_strengths() -> None:
-    assert len(photos.spoilings()) == 2 + 5 * len(photos.CORRUPTIONS)
+    assert len(corruptions.spoilings()) == 2 + 5 * len(corruptions.CORRUPTIONS)
 
 
 @pytest.fixture
@@ -132,13 +133,13 @@ def test_photos_and_test_images_are_put_on_record(
     asked: dict[str, Any] = {"ckpt_path": str(LAST), "data_dir": str(image_folder)}
     photos.photos("rows.csv", photos=str(collection), **asked)
     rows = read_rows(Path("rows.csv"), "kind", "acc")
-    assert len(rows) == len(photos.READINGS) + len(photos.spoilings())
+    assert len(rows) == len(photos.READINGS) + len(corruptions.spoilings())
     of_photos = rows[rows["images"] == "photos"].set_index("kind")
     assert (of_photos["n"] == 30).all()
     assert (of_photos["n_unknown"] == 4).all()
     assert of_photos["acc"]["cut"] > 0.9
     assert of_photos["acc"]["cut"] == pytest.approx(of_photos["acc_classes"]["cut"])
-    plain = rows[rows["kind"] == photos.PLAIN].iloc[0]
+    plain = rows[rows["kind"] == corruptions.PLAIN].iloc[0]
     assert plain["n"] == 30
     assert plain["acc"] > 0.9
     shown = capsys.readouterr().out

@@ -1,0 +1,116 @@
+"""Test images, spoiled a little: kinds and severities of CIFAR-10-C.
+
+Those of its kinds (Hendrycks & Dietterich, arXiv 1903.12261) that need nothing but
+arithmetic. Each takes its strength, images float (N, 3, 32, 32) from 0 to 1, and what
+to draw with, and gives images that may go beyond 0 and 1.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
+
+from config import IMAGE_SIZE
+
+Spoil = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def gaussian_noise(strength: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """Noise of one standard deviation on every pixel."""
+    return images + strength * torch.randn(images.shape, generator=draws)
+
+
+def shot_noise(photons: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """As many photons as a Poisson distribution gives, of so many in white."""
+    counted: Tensor = torch.poisson(images * photons, generator=draws)
+    return counted / photons
+
+
+def impulse_noise(share: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """So many values black or white."""
+    dice = torch.rand(images.shape, generator=draws)
+    return images.where(dice >= share, (dice < share / 2).to(images.dtype))
+
+
+def speckle_noise(strength: float, images: Tensor, draws: torch.Generator) -> Tensor:
+    """Noise that grows with the brightness."""
+    return images + strength * images * torch.randn(images.shape, generator=draws)
+
+
+def gaussian_blur(sigma: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """Blurred, to four standard deviations."""
+    side = 2 * int(4 * sigma + 0.5) + 1
+    blurred: Tensor = transforms.gaussian_blur(images, [side, side], [sigma])
+    return blurred
+
+
+def contrast(share: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """Nearer to the mean colour of the image."""
+    means = images.mean(dim=(2, 3), keepdim=True)
+    return (images - means) * share + means
+
+
+def brightness(more: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """More of the value of hue, saturation and value."""
+    value = images.amax(1, keepdim=True).clamp(min=1 / 255)
+    return images * ((value + more).clamp(max=1) / value)
+
+
+def saturate(change: tuple[float, float], images: Tensor, _: torch.Generator) -> Tensor:
+    """A multiple of the saturation, and something on top."""
+    value = images.amax(1, keepdim=True)
+    spread = value - images
+    saturation = (spread.amax(1, keepdim=True) / value.clamp(min=1 / 255)).clamp(
+        min=1e-6
+    )
+    wanted = (change[0] * saturation + change[1]).clamp(max=1)
+    return value - spread * wanted / saturation
+
+
+def pixelate(share: float, images: Tensor, _: torch.Generator) -> Tensor:
+    """Fewer pixels."""
+    small = F.interpolate(images, size=int(share * IMAGE_SIZE), mode="area")
+    return F.interpolate(small, size=IMAGE_SIZE, mode="nearest")
+
+
+def jpeg_compression(quality: int, images: Tensor, _: torch.Generator) -> Tensor:
+    """Written as a JPEG file and read again."""
+    levels = to_levels(images)
+    return torch.stack([transforms.jpeg(image, quality) for image in levels]) / 255
+
+
+# Each kind with its five strengths.
+CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
+    "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
+    "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "speckle_noise": (speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
+    "gaussian_blur": (gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "saturate": (saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
+    "pixelate": (pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg_compression": (jpeg_compression, (80, 65, 58, 50, 40)),
+}
+PLAIN, JPEG_75 = "as they are", "JPEG, quality 75"
+
+
+def spoilings() -> dict[tuple[str, int], Spoil]:
+    """All ways to spoil test images, by kind and severity from 1 to 5."""
+    found: dict[tuple[str, int], Spoil] = {
+        (PLAIN, 0): lambda images, _: images,
+        (JPEG_75, 0): partial(jpeg_compression, 75),
+    }
+    for kind, (function, strengths) in CORRUPTIONS.items():
+        for severity, strength in enumerate(strengths, 1):
+            found[kind, severity] = partial(function, strength)
+    return found
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """From 0 to 1 -> uint8."""
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8)
