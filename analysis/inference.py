@@ -108,12 +108,27 @@ def predict_views(model: LitCustomResNet, views: Tensor) -> Tensor:
     Returns:
         float32 (N, C), on the CPU, in the order of `model.hparams["classes"]`.
     """
+    logits = mean_logits(model, views, mirrored=model.mirrors)
+    return to_probabilities(logits, model.hparams["label_smoothing"])
+
+
+def mean_logits(model: LitCustomResNet, views: Tensor, *, mirrored: bool) -> Tensor:
+    """Logits of images that are looked at in several ways: the mean of all ways.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        views: uint8 (N, V, 3, 32, 32).
+        mirrored: Look at the mirror image of each view, too.
+
+    Returns:
+        float32 (N, C), on the CPU.
+    """
     images = views.flatten(0, 1)
     logits = predict_logits(model, images)
-    if model.mirrors:
+    if mirrored:
         logits = (logits + predict_logits(model, images.flip(3))) / 2
-    mean = logits.unflatten(0, views.shape[:2]).mean(dim=1)
-    return to_probabilities(mean, model.hparams["label_smoothing"])
+    mean: Tensor = logits.unflatten(0, views.shape[:2]).mean(dim=1)
+    return mean
 
 
 def top_predictions(

@@ -31,7 +31,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from analysis.inference import entropy, is_known, predict_logits, to_probabilities
+from analysis.inference import (
+    entropy,
+    is_known,
+    mean_logits,
+    predict_logits,
+    to_probabilities,
+)
 from analysis.loading import load_model
 from benchmarks.corruptions import spoilings, to_levels
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
@@ -76,7 +82,7 @@ def middle(image: Image.Image) -> Image.Image:
     return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR, bleed=0.1)
 
 
-# Ways to read a photo: the logits of all views, and of their mirror images, are added.
+# Ways to read a photo: its views, and whether their mirror images count, too.
 READINGS: dict[str, tuple[tuple[Callable[[Image.Image], Image.Image], ...], bool]] = {
     "cut, bicubic": ((cut_bicubic,), False),
     "cut": ((cut,), False),
@@ -99,14 +105,10 @@ def logits_of(
     model: LitCustomResNet, photos: list[Image.Image], reading: str
 ) -> Tensor:
     """Logits of photos that are read in one of the `READINGS`: float32 (N, C)."""
-    views, mirrored = READINGS[reading]
-    total = torch.zeros(())
-    for view in views:
-        pixels = np.stack([np.asarray(view(photo)) for photo in photos])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        for side in (images, images.flip(3)) if mirrored else (images,):
-            total = total + predict_logits(model, side)
-    return total / (len(views) * (1 + mirrored))
+    ways, mirrored = READINGS[reading]
+    pixels = [[np.asarray(way(photo)) for way in ways] for photo in photos]
+    views = torch.from_numpy(np.array(pixels)).permute(0, 1, 4, 2, 3)
+    return mean_logits(model, views, mirrored=mirrored)
 
 
 def spoiled_rows(model: LitCustomResNet, images: Tensor, labels: Tensor) -> list[Any]:
