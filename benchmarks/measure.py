@@ -9,8 +9,9 @@ A run trains on all training images, the network of its last epoch is tested onc
 and without test-time augmentation, and its row is added to
 `benchmarks/results/runs.csv` at once, whatever it is. All recipes have their first seed
 before any has its second. What is on record already (recipe, seed, commit, device and
-precision) is not trained again, so the same command goes on with a measurement that was
-stopped. What this protocol decides overrules the files.
+precision) is not trained again, and a run that was stopped goes on from its newest
+checkpoint, so the same command goes on with a measurement. What this protocol decides
+overrules the files.
 
 `--select` is for choosing between recipes: 5,000 training images are held out instead,
 others for each seed, and the test set is not touched. Its rows go to `selection.csv`.
@@ -26,9 +27,11 @@ what comes before the first step are not. So that the first run is like the othe
 training of a few steps comes before it, which is not timed and leaves nothing behind.
 """
 
+import contextlib
 import itertools
+import re
+import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pandas as pd
+from pytorch_lightning.callbacks import LambdaCallback
 
 from benchmarks import recipes
 from benchmarks.rows import RESULTS
@@ -54,6 +58,8 @@ from benchmarks.sweeps import steps_tables
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
+from training.resume import read_newest
+from training.run_folder import RunFolder
 
 Recipe = tuple[str, Config]  # its name, and all flags but the seed
 Sweep = dict[str, list[str | int | float | bool]]
@@ -101,6 +107,7 @@ def measure(
     if steps:
         check_record(read_runs(runs), planned, runs)
     kept, commit = not (sweep or steps), recipes.commit_of_code()
+    unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
     warm: list[Config] = []
     diverged: list[str] = []
     for seed, (name, config) in itertools.product(wanted, planned):
@@ -115,13 +122,22 @@ def measure(
         if timed and kept and config not in warm:
             recipes.warm_up(config)
             warm.append(config)
-        folder = f"{name}_seed{seed}".replace(" ", "_")
+        folder = folder_name(
+            name, seed, {flag: getattr(config, flag) for flag in sweep or {}}
+        )
         given = replace(config, seed=seed, name=folder)
+        if not kept:
+            given = replace(given, output_dir=unfinished)
         try:
-            train_once(name, given, runs, commit, kept=kept, timed=timed)
+            train_once(name, given, runs, commit, timed=timed and kept)
         except DivergedError as error:
             diverged.append(folder)
             print(f"{folder}: {error}", flush=True)
+        if not kept:
+            # TensorBoard's writer may still be at work in it, and others beside it.
+            shutil.rmtree(unfinished / folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                unfinished.rmdir()
     rows = pd.concat([of_recipe(read_runs(runs), *recipe) for recipe in planned])
     print(steps_tables(rows) if steps else results_table(rows))
     if diverged:
@@ -214,8 +230,20 @@ def ahead(
     return sorted(planned, key=accuracy, reverse=True)[:best]
 
 
+def folder_name(recipe: str, seed: int, point: dict[str, Any]) -> str:
+    """Name of a run's folder.
+
+    Args:
+        recipe: Its name on record.
+        seed: The run's.
+        point: Flags in which it differs from other runs of the recipe.
+    """
+    parts = [recipe, f"seed{seed}", *(f"{flag}{point[flag]}" for flag in point)]
+    return re.sub(r"[^\w.-]", "_", "_".join(parts))
+
+
 def train_once(
-    recipe: str, config: Config, runs: Path, commit: str, *, kept: bool, timed: bool
+    recipe: str, config: Config, runs: Path, commit: str, *, timed: bool
 ) -> None:
     """Train once, say how it went, and put the run on record.
 
@@ -224,22 +252,46 @@ def train_once(
         config: All flags.
         runs: CSV file of the runs.
         commit: That of the code.
-        kept: Whether the run folder stays, and the times.
         timed: Whether the times are worth keeping.
+
+    Raises:
+        InputError: The same run was begun with other flags.
     """
-    # TensorBoard's writer may still be at work in it.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        given = config if kept else replace(config, output_dir=folder)
-        metrics = recipes.quietly_train(given)
-        found = [
-            f"{words} {percent(pd.Series([metrics[column]]))}"
-            for column, words in ACCURACIES.items()
-            if metrics.get(column) is not None
-        ]
-        seconds = f"{metrics['fit_seconds']} s"
-        print(f"{given.name}: {', '.join([*found, seconds])}", flush=True)
-        place = Path(given.output_dir) / str(given.name)
-        add_run(place, recipe, config, runs, timed=timed and kept, commit=commit)
+    place = Path(config.output_dir) / str(config.name)
+    if is_unfinished(place, commit):
+        print(f"{config.name}: going on with it", flush=True)
+        config = replace(config, overwrite=False, ckpt_path="last")
+
+    def sign(_: Any, __: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["measured_at"] = commit
+
+    try:
+        metrics = recipes.quietly_train(
+            config, [LambdaCallback(on_save_checkpoint=sign)]
+        )
+    except InputError as error:
+        if config.ckpt_path is None:
+            raise
+        raise InputError(f"{error}, by removing {place}") from None
+    found = [
+        f"{words} {percent(pd.Series([metrics[column]]))}"
+        for column, words in ACCURACIES.items()
+        if metrics.get(column) is not None
+    ]
+    seconds = f"{metrics['fit_seconds']} s"
+    print(f"{config.name}: {', '.join([*found, seconds])}", flush=True)
+    add_run(place, recipe, config, runs, timed=timed, commit=commit)
+
+
+def is_unfinished(place: Path, commit: str) -> bool:
+    """Whether a run folder holds the beginning of a measurement with the same code."""
+    if (place / "metrics.json").exists():
+        return False
+    folder = RunFolder(place.parent, place.name, seed=0)
+    with contextlib.suppress(InputError):  # all are damaged
+        newest = read_newest(folder.newest_checkpoints())
+        return newest is not None and newest[1].get("measured_at") == commit
+    return False
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning.callbacks import Callback
 
 from analysis import report
 from common import cli
@@ -21,7 +24,7 @@ from config import MARKS, Config
 from images.class_folders import is_image_folder
 from machine import provenance
 from machine.hardware import choose_hardware
-from train import FAST_DEV_LR, train
+from train import FAST_DEV_LR, train_with
 
 CONFIGS = provenance.PROJECT / "configs"
 WARM_UP_STEPS = 3
@@ -154,13 +157,13 @@ def warm_up(config: Config) -> None:
         quietly_train(few)
 
 
-def quietly_train(config: Config) -> dict[str, Any]:
-    """Call `train`, and leave standard output to others: what it prints is progress."""
+def quietly_train(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """Train, and leave standard output to others: what is printed is progress."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return train(**asdict(config))
+            return train_with(config, callbacks)
     except StoppedError as stop:
-        message = f"stopped by {stop.name}; the same command goes on with this run anew"
+        message = f"stopped by {stop.name}; the same command goes on"
         cli.end_together(Path(sys.argv[0]).name, message, stop.exit_code)
 
 

@@ -434,7 +434,7 @@ def test_only_the_best_go_on_with_further_seeds(
 ) -> None:
     trained: list[dict[str, Any]] = []
 
-    def fake_train(config: Config) -> dict[str, Any]:
+    def fake_train(config: Config, _: Any) -> dict[str, Any]:
         trained.append(asdict(config))
         if config.lr == 0.5:
             raise DivergedError("the loss was not finite")
@@ -450,7 +450,7 @@ def test_only_the_best_go_on_with_further_seeds(
     monkeypatch.setattr(recipes, "commit_of_code", lambda: "same")
     given: dict[str, Any] = {"configs": [write_recipe("a")], "output": "a.csv"}
     given |= {"sweep": {"lr": [0.5, 0.01, 0.02, 0.03]}, "data_dir": str(image_folder)}
-    with pytest.raises(DivergedError, match=r"for they diverged: a_seed0$"):
+    with pytest.raises(DivergedError, match=r"for they diverged: a_seed0_lr0.5$"):
         measure(**given, seeds=3, select=True, best=2)
     assert [(one["lr"], one["seed"]) for one in trained] == [
         *((0.5, 0), (0.01, 0), (0.02, 0), (0.03, 0)),

@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from pytorch_lightning.callbacks import Callback
 
 from benchmarks import measure as script
 from benchmarks import recipes
@@ -26,7 +29,7 @@ from benchmarks.recipes import (
 )
 from benchmarks.runs import by_kind, percent, read_runs, results_table, runs_of_configs
 from common import cli
-from common.errors import StoppedError
+from common.errors import InputError, StoppedError
 from config import Config
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -44,9 +47,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     quietly_train = recipes.quietly_train
 
-    def note(config: Config) -> dict[str, Any]:
+    def note(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         calls.append(asdict(config))
-        return quietly_train(config)
+        return quietly_train(config, callbacks)
 
     monkeypatch.setattr(recipes, "quietly_train", note)
     monkeypatch.setattr(recipes, "commit_of_code", lambda: "same")
@@ -121,6 +124,65 @@ def test_what_is_on_record_is_not_trained_again(
     assert rows["fit_seconds"].notna().tolist() == [False, True, True, True]
 
 
+@pytest.fixture
+def stopped(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[int]:
+    """The epochs in which a run trained that was stopped in its second; those after."""
+    epochs: list[int] = []
+
+    def count(module: LitCustomResNet) -> None:
+        epochs.append(module.current_epoch)
+        if epochs == [0, 1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LitCustomResNet, "on_train_epoch_start", count, raising=False)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/measure.py"])
+    with pytest.raises(SystemExit) as end:
+        measure([write_recipe("small", max_epochs=3)], 1, timed=False, **files)
+    assert end.value.code == 143
+    assert epochs == [0, 1]
+    assert not OUTPUT.exists()
+    return epochs
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
+def test_a_stopped_run_goes_on_and_ends_as_any_other(
+    stopped: list[int], files: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [write_recipe(name, max_epochs=3) for name in ("small", "other")]
+    measure(own, 1, timed=False, **files)
+    assert stopped == [0, 1, 2, 0, 1, 2]  # on within the second epoch
+    assert "small_seed0: going on with it\n" in capsys.readouterr().out
+    small, other = read_runs(OUTPUT).to_dict("records")
+    for column in ("train/loss", "test/loss", "test/acc_tta", "epochs", "lr"):
+        assert small[column] == other[column]
+    assert small["commit"] == "same"
+
+
+def test_a_stopped_run_of_other_code_begins_anew(
+    stopped: list[int], files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "commit_of_code", lambda: "new")
+    measure([write_recipe("small", max_epochs=3)], 1, timed=False, **files)
+    assert stopped == [0, 1, 0, 1, 2]
+    assert read_runs(OUTPUT)["commit"].tolist() == ["new"]
+
+
+def test_a_stopped_run_does_not_go_on_with_other_flags(
+    stopped: list[int], files: dict[str, Any]
+) -> None:
+    own = write_recipe("small", max_epochs=3, label_smoothing=0.1)
+    place = Path("runs/recipes/small_seed0")
+    said = rf"label_smoothing is 0.1, .* with 0.0; .* start anew, by removing {place}$"
+    with pytest.raises(InputError, match=said):
+        measure([own], 1, timed=False, **files)
+    assert stopped == [0, 1]
+    assert (place / "checkpoints/last.ckpt").exists()
+
+
 def test_a_selection_leaves_the_test_set_alone(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -163,7 +225,7 @@ def test_a_sweep_is_trained_seed_by_seed_and_goes_on_where_it_was_stopped(
     with pytest.raises(SystemExit) as end:
         measure(**files)
     assert end.value.code == 143
-    said = "measure.py: stopped by SIGTERM; the same command goes on with this run"
+    said = "measure.py: stopped by SIGTERM; the same command goes on\n"
     assert said in capsys.readouterr().err
     assert len(read_runs(OUTPUT)) == 3
     measure(**files)
