@@ -82,6 +82,7 @@ def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, 
     What they raise ends the training and goes through to the caller.
     """
     clock = TrainingClock()
+    cli.ignore_expected_warnings()
     hardware = choose_hardware(
         config.accelerator,
         config.devices,

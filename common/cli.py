@@ -152,9 +152,14 @@ def set_up_messages() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
     for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    ignore_expected_warnings()
+    threading.excepthook = _report_thread
+
+
+def ignore_expected_warnings() -> None:
+    """Keep warnings from the user that are untrue here, or about what is meant."""
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    threading.excepthook = _report_thread
 
 
 def _report_thread(thread: threading.ExceptHookArgs) -> None:

@@ -148,7 +148,6 @@ def stopped(
     return epochs
 
 
-@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
 def test_a_stopped_run_goes_on_and_ends_as_any_other(
     stopped: list[int], files: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

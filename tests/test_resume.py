@@ -256,8 +256,6 @@ def test_every_command_refuses_a_payload(
     assert not Path("payload-ran").exists()
 
 
-# https://github.com/Lightning-AI/pytorch-lightning/issues/20550
-@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
 def test_a_checkpoint_that_has_sums_of_metrics_is_gone_on_from(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
