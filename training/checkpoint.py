@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         content = io.BytesIO()  # torch hides what goes wrong with a file
         torch.save(checkpoint, content)
-        parts = sealed(content.getbuffer())
+        parts = sealed(memoryview(content.getvalue()))
         for path in paths:
             try:
                 with replacing(path) as file:
