@@ -5,11 +5,13 @@ arithmetic. Each takes its strength, images float (N, 3, 32, 32) from 0 to 1, an
 to draw with, and gives images that may go beyond 0 and 1.
 """
 
+import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
@@ -79,8 +81,17 @@ def pixelate(share: float, images: Tensor, _: torch.Generator) -> Tensor:
 
 def jpeg_compression(quality: int, images: Tensor, _: torch.Generator) -> Tensor:
     """Written as a JPEG file and read again."""
-    levels = to_levels(images)
-    return torch.stack([transforms.jpeg(image, quality) for image in levels]) / 255
+    return (
+        torch.stack([through_jpeg(image, quality) for image in to_levels(images)]) / 255
+    )
+
+
+def through_jpeg(image: Tensor, quality: int) -> Tensor:
+    """What Pillow makes of an image, uint8 (3, H, W), in a JPEG file."""
+    file = io.BytesIO()
+    transforms.to_pil_image(image).save(file, "JPEG", quality=quality)
+    found: Tensor = transforms.pil_to_tensor(Image.open(file))
+    return found
 
 
 # Each kind with its five strengths.

@@ -119,6 +119,7 @@ def _traced(name: str, num_classes: int, base_width: int) -> Any:
     """The network's graph for TensorBoard."""
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
         # torch.jit.trace is deprecated: https://github.com/pytorch/pytorch/issues/49823
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
         net = build_network(name, num_classes, base_width).eval()
         return graph(net, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
