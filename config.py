@@ -40,6 +40,7 @@ Logger = Literal["tensorboard", "wandb", "mlflow", "csv", "none"]
 
 IMAGE_SIZE = 32  # pixels a side
 DEFAULT_DIR = "data"  # where CIFAR-10 is downloaded to where nothing is said
+MOST_DEVICES = 1024  # of a machine; Lightning fills the memory with more on a CPU
 MIN_LR_STEPS = 40  # of a range test: fewer are too far apart for the pick
 Value = TypeVar("Value")
 
@@ -108,6 +109,14 @@ def is_batches(value: float) -> bool:
     return value >= 1 if isinstance(value, int) else 0 < value <= 1
 
 
+def are_devices(value: int | str) -> bool:
+    """Whether it is a number of devices, or may be a list of them."""
+    try:
+        return int(value) == -1 or 1 <= int(value) <= MOST_DEVICES
+    except ValueError:
+        return value != "" and not str(value).startswith("-")
+
+
 BATCHES = "a whole number of batches, or a share above 0 and up to 1.0"
 SOME_BATCHES = Valid(is_batches, BATCHES)
 ANY_BATCHES = Valid(
@@ -122,11 +131,7 @@ NOT_NEGATIVE = Valid(
     lambda value: math.isfinite(value) and value >= 0, "a finite number, at least 0"
 )
 DEVICES = Valid(
-    lambda value: (
-        str(value) == "-1"
-        or (str(value) not in ("0", "") and not str(value).startswith("-"))
-    ),
-    "at least 1, a list such as 0,1, or -1 or auto for all",
+    are_devices, f"from 1 to {MOST_DEVICES}, a list such as 0,1, or -1 or auto for all"
 )
 RATE = Valid(
     lambda value: value == "auto" or (math.isfinite(value) and value > 0),
