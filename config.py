@@ -113,7 +113,7 @@ def are_devices(value: int | str) -> bool:
     """Whether it is a number of devices, or may be a list of them."""
     try:
         return int(value) == -1 or 1 <= int(value) <= MOST_DEVICES
-    except ValueError:
+    except (TypeError, ValueError):  # from Python, it may be a list by itself
         return value != "" and not str(value).startswith("-")
 
 

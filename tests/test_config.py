@@ -84,6 +84,17 @@ def test_every_field_is_a_flag_with_an_explanation(
         assert len(explained[1].split()) > 2, field.name
 
 
+@pytest.mark.parametrize("devices", [-1, 1024, "0,1", [0, 1], "auto"])
+def test_devices_are_a_number_or_a_list(devices: Any) -> None:
+    assert Config(devices=devices).devices == devices
+
+
+@pytest.mark.parametrize("devices", [0, -2, 1025, "", "-0,1", "1000000000"])
+def test_no_machine_has_so_many_devices(devices: Any) -> None:
+    with pytest.raises(InputError, match="--devices must be from 1 to 1024"):
+        Config(devices=devices)
+
+
 def test_a_function_of_a_config_takes_its_fields() -> None:
     @configured(Config)
     def double(config: Config) -> int:
