@@ -29,6 +29,7 @@ training of a few steps comes before it, which is not timed and leaves nothing b
 
 import contextlib
 import itertools
+import logging
 import re
 import shutil
 import sys
@@ -58,11 +59,14 @@ from benchmarks.sweeps import steps_tables
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
+from machine import provenance
 from training.resume import read_newest
 from training.run_folder import RunFolder
 
 Recipe = tuple[str, Config]  # its name, and all flags but the seed
 Sweep = dict[str, list[str | int | float | bool]]
+
+log = logging.getLogger(__name__)
 
 
 def measure(
@@ -106,7 +110,9 @@ def measure(
     planned = plan(configs, own, sweep or {}, steps=steps, select=select)
     if steps:
         check_record(read_runs(runs), planned, runs)
-    kept, commit = not (sweep or steps), recipes.commit_of_code()
+    kept, commit = not (sweep or steps), provenance.commit()
+    if commit.endswith("-dirty"):
+        log.warning("the code differs from that of the commit; commit before it counts")
     unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
     warm: list[Config] = []
     diverged: list[str] = []

@@ -6,8 +6,6 @@ on those that are not held out, and the network of its last epoch is tested once
 """
 
 import contextlib
-import logging
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -62,8 +60,6 @@ STEPS = {
     "averaged weights": ("ema_decay",),
 }
 SHARED = ("accelerator", "precision", "data", "data_dir", "max_epochs")
-
-log = logging.getLogger(__name__)
 
 
 def read_recipe(file: str | None, own: dict[str, Any], *, select: bool) -> Config:
@@ -165,22 +161,3 @@ def quietly_train(config: Config, callbacks: Sequence[Callback] = ()) -> dict[st
     except StoppedError as stop:
         message = f"stopped by {stop.name}; the same command goes on"
         cli.end_together(Path(sys.argv[0]).name, message, stop.exit_code)
-
-
-def commit_of_code() -> str:
-    """The commit, "-dirty" behind it when code differs; results and pages may.
-
-    The runs on record are a file of the project, which changes with every run.
-    """
-    commit = provenance.commit()
-    if not commit.endswith("-dirty"):
-        return commit
-    status = ["git", "-C", str(provenance.PROJECT), "status", "--porcelain", "-uno"]
-    paths = [".", ":!benchmarks/results", ":!*.md"]
-    changed = subprocess.run([*status, "--", *paths], capture_output=True, check=True)
-    if not changed.stdout:
-        return commit.removesuffix("-dirty")
-    log.warning(
-        "the code is not that of a commit; commit first if the runs are to count"
-    )
-    return commit

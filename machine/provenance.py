@@ -15,6 +15,8 @@ from machine.hardware import Hardware
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "tensorboard")
 PROJECT = Path(__file__).resolve().parent.parent
+# Results are files of the project, which change with every run that is put on record.
+CODE_ONLY = ("--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!*.md")
 
 
 def circumstances(hardware: Hardware) -> dict[str, str]:
@@ -61,13 +63,14 @@ def _driver() -> str:
 def commit() -> str:
     """The project's commit, if that is known, else "unknown".
 
-    Behind it stands "-dirty" when files differ, and "-archive" for what was exported,
+    Behind it stands "-dirty" when code differs, and "-archive" for what was exported,
     as GitHub's "Download ZIP" is: there nobody can tell.
     """
     try:
         # An exported tree may be inside somebody else's repository.
         if Path(_git("rev-parse", "--show-toplevel")) == PROJECT:
-            return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+            head = _git("rev-parse", "HEAD")
+            return f"{head}-dirty" if _git("status", *CODE_ONLY) else head
     except (OSError, subprocess.SubprocessError):
         pass
     archived = PROJECT / ".git_archival.txt"  # `git archive` writes the commit into it

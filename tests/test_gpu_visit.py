@@ -41,6 +41,7 @@ from benchmarks.visit_plan import REAL, Stage, Step, plan
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
+from machine import provenance
 from machine.provenance import PROJECT
 from record import held_out, runs_of, together, write_recipe, write_runs
 
@@ -447,7 +448,7 @@ def test_only_the_best_go_on_with_further_seeds(
         return metrics
 
     monkeypatch.setattr(recipes, "quietly_train", fake_train)
-    monkeypatch.setattr(recipes, "commit_of_code", lambda: "same")
+    monkeypatch.setattr(provenance, "commit", lambda: "same")
     given: dict[str, Any] = {"configs": [write_recipe("a")], "output": "a.csv"}
     given |= {"sweep": {"lr": [0.5, 0.01, 0.02, 0.03]}, "data_dir": str(image_folder)}
     with pytest.raises(DivergedError, match=r"for they diverged: a_seed0_lr0.5$"):

@@ -109,6 +109,33 @@ def test_commit_of_a_checkout_and_of_an_exported_tree(
     assert provenance.commit() == "unknown"
 
 
+def test_only_code_makes_a_commit_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *names, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    files = ("benchmarks/results/runs.csv", "README.md", "train.py")
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    for name in files:
+        (tmp_path / name).touch()
+    git("init")
+    git("add", *files)
+    git("commit", "-m", "all")
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path.resolve())
+    clean = provenance.commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    for name in files[:2]:
+        (tmp_path / name).write_text("more")
+    assert provenance.commit() == clean
+    (tmp_path / files[2]).write_text("more")
+    assert provenance.commit() == f"{clean}-dirty"
+
+
 def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert provenance.commit() == "unknown"  # a copy of a checkout

@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,7 +22,6 @@ from benchmarks.recipes import (
     CONFIGS,
     STEPS,
     columns,
-    commit_of_code,
     find_steps,
     read_recipe,
 )
@@ -52,7 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return quietly_train(config, callbacks)
 
     monkeypatch.setattr(recipes, "quietly_train", note)
-    monkeypatch.setattr(recipes, "commit_of_code", lambda: "same")
+    monkeypatch.setattr(provenance, "commit", lambda: "same")
     return calls
 
 
@@ -112,7 +110,7 @@ def test_what_is_on_record_is_not_trained_again(
     assert "small: seed 0 on record already\n" in capsys.readouterr().out
     measure([write_recipe("small")], 2, **files)
     assert [flags.get("seed") for flags in trained[2:]] == [1]
-    monkeypatch.setattr(recipes, "commit_of_code", lambda: "new")
+    monkeypatch.setattr(provenance, "commit", lambda: "new")
     measure([write_recipe("small")], 1, **files)
     measure([write_recipe("small", label_smoothing=0.1)], 1, **files)
     rows = read_runs(OUTPUT)
@@ -164,7 +162,7 @@ def test_a_stopped_run_goes_on_and_ends_as_any_other(
 def test_a_stopped_run_of_other_code_begins_anew(
     stopped: list[int], files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "commit_of_code", lambda: "new")
+    monkeypatch.setattr(provenance, "commit", lambda: "new")
     measure([write_recipe("small", max_epochs=3)], 1, timed=False, **files)
     assert stopped == [0, 1, 0, 1, 2]
     assert read_runs(OUTPUT)["commit"].tolist() == ["new"]
@@ -292,32 +290,6 @@ def test_steps_are_measured_seed_by_seed(
     assert [flags["crop_padding"] for flags in trained[:3]] == [4, 4, 2]
     last = percent(rows.loc[rows["recipe"] == "crop_padding", "val/acc"])
     assert f"`--crop_padding 2`      | {last}" in capsys.readouterr().out
-
-
-def test_results_and_pages_do_not_make_a_commit_dirty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*arguments: str) -> None:
-        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        command = ["git", "-C", str(tmp_path), *names, *arguments]
-        subprocess.run(command, check=True, capture_output=True)
-
-    files = ("benchmarks/results/runs.csv", "README.md", "train.py")
-    (tmp_path / "benchmarks/results").mkdir(parents=True)
-    for name in files:
-        (tmp_path / name).touch()
-    git("init")
-    git("add", *files)
-    git("commit", "-m", "all")
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
-    clean = provenance.commit()
-    assert commit_of_code() == clean
-    for name in files[:2]:
-        (tmp_path / name).write_text("more")
-    assert provenance.commit() == f"{clean}-dirty"
-    assert commit_of_code() == clean
-    (tmp_path / files[2]).write_text("more")
-    assert commit_of_code() == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize(
