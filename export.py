@@ -23,7 +23,7 @@ from analysis.loading import WEIGHTS, load_model, read_trained
 from analysis.weights import round_weights, save_weights
 from common import cli
 from common.errors import InputError
-from common.files import expanded, replacing
+from common.files import check_output, expanded, replacing
 from common.text import one_line
 from config import IMAGE_SIZE, SHAPING
 from lightning_module import LitCustomResNet
@@ -87,7 +87,12 @@ def export(
     if half:
         round_weights(model)
     target = expanded(output or checkpoint.with_suffix(SUFFIXES[format]))
-    check_target(target, overwrite=overwrite)
+    check_output(target, overwrite=overwrite)
+    if (format == "safetensors") != (target.suffix == SUFFIXES["safetensors"]):
+        raise InputError(
+            f"--output {one_line(target)}: programs know {format} by the suffix; give "
+            f"a name that ends in {SUFFIXES[format]}"
+        )
     write, read = FORMATS[format]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         draft = Path(folder) / f"draft{SUFFIXES[format]}"
@@ -106,21 +111,6 @@ def export(
         f"{one_line(target)}: {target.stat().st_size / 1e6:.1f} MB, probabilities "
         f"within {difference:.1e} of PyTorch's on {sum(BATCHES)} random images"
     )
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot or should not be written.
-
-    Raises:
-        InputError: It is there, or a folder, or in a folder that is not there.
-    """
-    name = f"--output {one_line(target)}"
-    if target.exists() and not target.is_file():
-        raise InputError(f"{name}: a folder or device; give a file")
-    if not target.parent.is_dir():
-        raise InputError(f"{name}: its folder is not there; make it, or give another")
-    if target.exists() and not overwrite:
-        raise InputError(f"{name}: already there; give another, or --overwrite")
 
 
 def make_contiguous(model: LitCustomResNet) -> None:

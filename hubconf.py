@@ -74,6 +74,7 @@ def custom_resnet(
 
     Raises:
         FileNotFoundError: There is no such file, or not one in the folder.
+        ValueError: The file does not say what network it is of.
     """
     if not pretrained and weights is None:
         numbers = [str(number) for number in range(num_classes)]
@@ -81,9 +82,13 @@ def custom_resnet(
         # Those of everyone for CIFAR-10.
         known |= {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
         return _Classifier(known)
-    with safetensors.safe_open(_find(pathlib.Path(weights or _WEIGHTS)), "pt") as file:
-        known = {name: json.loads(text) for name, text in file.metadata().items()}
+    path = _find(pathlib.Path(weights or _WEIGHTS))
+    with safetensors.safe_open(path, "pt") as file:
+        described = file.metadata() or {}
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not described.keys() >= {"classes", "base_width", "mean", "std"}:
+        raise ValueError(f"{path}: not of export.py --format safetensors; give another")
+    known = {name: json.loads(text) for name, text in described.items()}
     model = _Classifier(known)
     model.net.load_state_dict(state)  # float16 becomes float32
     return model.eval()
@@ -93,6 +98,8 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     """The file of weights in a folder, or the file itself."""
     if path.is_file():
         return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file; give one of safetensors")
     found = sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         raise FileNotFoundError(

@@ -9,9 +9,8 @@ import hashlib
 import json as json_format
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from common import cli
 from common.errors import InputError
 from common.files import expanded
 from common.text import one_line
-from images.class_folders import FORMATS, is_hidden, is_image
+from images.class_folders import FORMATS, is_image, list_files
 from lightning_module import LitCustomResNet
 
 
@@ -56,9 +55,15 @@ def predict(
     if top < 1:
         raise InputError(f"--top must be a whole number, at least 1, got {top}")
     model = load_model(None if ckpt_path is None else expanded(ckpt_path))
-    paths = list(dict.fromkeys(find_images(map(os.path.expanduser, images))))
     if explain is not None:
         explain = str(expanded(explain))
+    # What is in the folder of explanations comes from here.
+    passed_over = [] if explain is None else [os.path.realpath(explain)]
+    found = find_images(map(os.path.expanduser, images), passed_over)
+    paths = list(dict.fromkeys(found))
+    if not paths:
+        raise InputError("no images; give files, or folders of which all are taken")
+    if explain is not None:
         make_folder(Path(explain))
     width = max(len(one_line(path)) for path in paths)
     results: list[Prediction] = []
@@ -74,8 +79,12 @@ def predict(
         raise InputError(f"{failed} of {len(results)} images could not be read")
 
 
-def find_images(names: Iterable[str]) -> Iterator[str]:
+def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[str]:
     """The files among paths as they are, and the images below the folders, sorted.
+
+    Args:
+        names: Files and folders.
+        passed_over: Real paths of folders to leave out.
 
     Raises:
         InputError: A folder has none, or cannot be read.
@@ -84,17 +93,19 @@ def find_images(names: Iterable[str]) -> Iterator[str]:
         if not os.path.isdir(name):
             yield name
             continue
-        found: list[str] = []
-        for root, folders, files in os.walk(name, onerror=refuse_folder):
-            folders[:] = [folder for folder in folders if not is_hidden(folder)]
-            paths = [os.path.join(root, file) for file in files if not is_hidden(file)]
-            found += filter(is_image, paths)
+        try:
+            found = [file for file in list_files(name, passed_over) if is_image(file)]
+        except OSError as error:
+            raise InputError(
+                f"{one_line(error.filename)}: cannot be read ({error.strerror}); leave "
+                "it out"
+            ) from None
         if not found:
             raise InputError(
                 f"{one_line(name)}: no image ({', '.join(FORMATS)}) in this folder; "
                 "give another, or files"
             )
-        yield from sorted(found)
+        yield from found
 
 
 def predict_batch(
@@ -183,13 +194,6 @@ def make_folder(folder: Path) -> None:
             f"--explain {one_line(folder)}: not a folder that can be made "
             f"({error.strerror}); choose another"
         ) from None
-
-
-def refuse_folder(error: OSError) -> NoReturn:
-    """Report a folder that `os.walk` would pass over."""
-    raise InputError(
-        f"{one_line(error.filename)}: cannot be read ({error.strerror}); leave it out"
-    )
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from analysis.report import (
     write_report,
 )
 from common import cli
-from common.files import expanded
+from common.files import check_output, expanded
 
 
 def report(
@@ -48,13 +48,19 @@ def report(
     Raises:
         InputError: A run is not finished, or something it needs cannot be read.
     """
-    folders = [expanded(run) for run in runs]
+    # Each once, as `runs/best runs/*` names one twice.
+    named = {path.resolve(): path for path in map(expanded, runs)}
+    folders = [
+        resolved if path.name in ("", "..") else path
+        for resolved, path in named.items()
+    ]
     path = None if output is None else expanded(output)
+    if path is not None:
+        check_output(path)
     if len(folders) > 1:
-        beside = folders[0] if folders[0].name else folders[0].absolute()
         page = write_comparison(
             [read_run(folder, files=RECORDS) for folder in folders],
-            path or beside.parent / "comparison.html",
+            path or folders[0].parent / "comparison.html",
             public=public,
         )
     else:

@@ -202,19 +202,28 @@ def open_study(
         space: What the others are drawn from.
 
     Raises:
-        InputError: It was begun with other flags, or the database cannot be opened.
+        InputError: It was begun with other flags, or folder or database cannot be
+            opened.
     """
     import optuna
+    from sqlalchemy import URL
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Not before the rate has passed its peak, at a fifth of the training; and never
     # where lengths differ, for then an epoch of one is not that of another.
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=config.max_epochs // 4)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(
+            f"--name {one_line(folder.name)}: {one_line(folder)} is a file; give "
+            "another name"
+        ) from None
+    file = URL.create("sqlite", database=str(folder.absolute() / "study.db"))
     with FileLock(folder / STUDY_LOCK):
         try:
             study = optuna.create_study(
-                storage=storage or f"sqlite:///{folder.absolute() / 'study.db'}",
+                storage=storage or str(file),
                 study_name=folder.name,
                 direction="maximize",
                 load_if_exists=True,
@@ -340,6 +349,7 @@ def val_acc(trial: "Trial", config: Config, folder: Path) -> float:
 
     Raises:
         TrialPruned: The trial is not worth its time.
+        InputError: There is nothing to judge it by.
     """
     judged = replace(
         config,
@@ -351,6 +361,11 @@ def val_acc(trial: "Trial", config: Config, folder: Path) -> float:
     )
     with contextlib.redirect_stdout(io.StringIO()):  # the layers, again and again
         metrics = train_with(judged, [Pruning(trial)])
+    if metrics["val/acc"] is None:
+        raise InputError(
+            "a sweep chooses on held-out images, and of so few none is held out; give "
+            "--val_size or more images"
+        )
     return float(metrics["val/acc"])
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.html import flag, percent, svg, write_page
+from analysis.html import COLOURS, flag, percent, svg, write_page
 from analysis.report import Run, without_folders
 from config import SHAPING
 from training.history import COLUMNS
@@ -20,7 +20,7 @@ ACCURACIES = {
     "test/acc_views": "test, six views",
     "val/acc": "validation",
 }
-# What makes a run what it is, and where it ran; as measure.py has it.
+# What makes a run what it is, and where it ran.
 KIND = ("data", "lr", *SHAPING, "device", "precision")
 CIRCUMSTANCES = ("device", "commit", "versions")
 AUTO = ("lr_finder.json", "lr_finder.png")  # of a run that picked its rate
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     """A run in the comparison.
 
     Attributes:
-        name: That of its folder, or its path where others have the same.
+        name: That of its folder, with its path or a number where others have the same.
         run: The run.
         settings: Its flags and circumstances as text; a picked rate is "auto".
     """
@@ -65,7 +65,7 @@ def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -
     Raises:
         InputError: The package that fills in the template is missing.
     """
-    entries = read_entries(runs)
+    entries = read_entries(runs, public=public)
     shown = without_folders if public else str
     there = [name for name in ACCURACIES if any(run.metrics.get(name) for run in runs)]
     drawings = {
@@ -79,21 +79,26 @@ def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -
         groups=find_groups(entries),
         accuracies={name: ACCURACIES[name] for name in there},
         drawings=drawings,
+        colours=COLOURS,
         shown=shown,
     )
 
 
-def read_entries(runs: Sequence[Run]) -> list[Entry]:
-    """What is compared of each run."""
+def read_entries(runs: Sequence[Run], *, public: bool = False) -> list[Entry]:
+    """What is compared of each run.
+
+    Args:
+        runs: Finished runs.
+        public: Whether to number folders of the same name instead of giving their path.
+    """
     counts = Counter(run.path.name for run in runs)
-    return [
-        Entry(
-            run.path.name if counts[run.path.name] == 1 else str(run.path),
-            run,
-            _settings(run),
-        )
-        for run in runs
-    ]
+    entries = []
+    for number, run in enumerate(runs, 1):
+        name = run.path.name
+        if counts[name] > 1:
+            name = f"{name} ({number})" if public else str(run.path)
+        entries.append(Entry(name, run, _settings(run)))
+    return entries
 
 
 def differing(settings: Sequence[dict[str, str]]) -> list[str]:
@@ -107,14 +112,9 @@ def find_groups(entries: Sequence[Entry]) -> list[Group]:
     """The runs by what makes them what they are, without the seed."""
     kinds: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
-        kind = tuple(entry.settings[name] for name in KIND if name != "seed")
-        kinds.setdefault(kind, []).append(entry)
+        kinds.setdefault(tuple(_kind(entry).values()), []).append(entry)
     groups = list(kinds.values())
-    names = [
-        name
-        for name in differing([group[0].settings for group in groups])
-        if name in KIND and name != "seed"
-    ]
+    names = differing([_kind(group[0]) for group in groups])
     return [
         Group(
             [entry.name for entry in group],
@@ -123,6 +123,15 @@ def find_groups(entries: Sequence[Entry]) -> list[Group]:
         )
         for group in groups
     ]
+
+
+def _kind(entry: Entry) -> dict[str, str]:
+    """The settings that runs which differ in their seed only have in common."""
+    names = [name for name in (*KIND, "data_dir") if name != "seed"]
+    kind = {name: entry.settings[name] for name in names}
+    if entry.run.config.data != "folder":  # CIFAR-10 is the same wherever it lies
+        kind["data_dir"] = ""
+    return kind
 
 
 def spread(shares: Sequence[float]) -> str:

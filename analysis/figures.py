@@ -1,12 +1,14 @@
 """Figures from numbers. Each function returns a figure; the caller saves or logs it."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.style
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -27,16 +29,32 @@ LONGEST_NAME = 24  # letters of a class name in a figure
 SHADES = LinearSegmentedColormap.from_list("shades", ["#08519c00", "#08519c"])
 
 
+# Fonts with the letters of East Asia, one of which most systems have.
+MORE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC"),
+    *("Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+)
+
+
 @contextlib.contextmanager
 def own_style(settings: dict[Any, Any] | None = None) -> Iterator[None]:
     """Draw and save figures with matplotlib's defaults, whatever the user has set.
 
-    A matplotlibrc may ask for LaTeX, which may not be there. Usable as a decorator.
+    A matplotlibrc may ask for LaTeX, which may not be there. Names of classes that no
+    font here can write are boxes in pictures, and letters in a page. Usable as a
+    decorator.
 
     Args:
-        settings: What is to be otherwise than by default.
+        settings: What is to be otherwise than by default; None for more fonts only.
     """
-    with matplotlib.style.context(["default", settings or {}]):
+    if settings is None:
+        here = [name for name in MORE_FONTS if name in font_manager.get_font_names()]
+        settings = {"font.family": ["DejaVu Sans", *here]}
+    with (
+        matplotlib.style.context(["default", settings]),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
@@ -132,7 +150,7 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap=SHADES, vmin=0, vmax=100, interpolation="none")
-    ticks, names = range(len(classes)), [_short(name) for name in classes]
+    ticks, names = _ticks(classes, most=60)
     # A class may be named $like_this, which is no formula.
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
@@ -174,7 +192,7 @@ def per_class_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
         for value, count in zip(accuracy, total.tolist(), strict=True)
     ]
     axes.bar_label(bars, labels, padding=3, fontsize="small")
-    axes.set_yticks(places, [_short(name) for name in classes], parse_math=False)
+    axes.set_yticks(*_ticks(classes, most=150), parse_math=False)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set(xlim=(0, 112), xticks=range(0, 101, 20), xlabel="accuracy (%)")
@@ -223,7 +241,7 @@ def samples_figure(images: Tensor, labels: Tensor, classes: Sequence[str]) -> Fi
     for place, label in enumerate(labels.tolist()):
         row, column = divmod(place, columns)
         left, top = (gap + number * (IMAGE_SIZE + gap) for number in (column, row))
-        middle, name = left + IMAGE_SIZE / 2, _short(classes[label])
+        middle, name = left + IMAGE_SIZE / 2, _short(classes[label], longest=14)
         axes.text(middle, top - 1.5, name, ha="center", parse_math=False)
     return figure
 
@@ -241,7 +259,8 @@ def comparison_figure(runs: dict[str, list[Row]], metric: str) -> Figure:
     for number, rows in enumerate(runs.values()):
         done = [row for row in rows if metric in row]
         values = [scale * row[metric] for row in done]
-        axes.plot([row["epoch"] + 1 for row in done], values, color=f"C{number}")
+        epochs, colour = [row["epoch"] + 1 for row in done], f"C{number}"
+        axes.plot(epochs, values, color=colour, marker="o", markersize=3)
     _label_epochs(axes, metric)
     return figure
 
@@ -295,5 +314,11 @@ def explanation(image: Tensor, heat: Tensor) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+def _ticks(classes: Sequence[str], most: int) -> tuple[range, list[str]]:
+    """Where along an axis of all classes names stand: as many as are legible."""
+    places = range(0, len(classes), -(-len(classes) // most))
+    return places, [_short(classes[place]) for place in places]
+
+
+def _short(name: str, longest: int = LONGEST_NAME) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

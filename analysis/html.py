@@ -21,12 +21,15 @@ from common.files import replacing
 TEMPLATES = Path(__file__).parent / "templates"
 NOTHING, SPACE = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 INK = "#010101"  # stands for the page's own text colour
+# They can be seen on white and on black.
+COLOURS = [
+    *("#2f81c7", "#e07b22", "#3a9a4b", "#d6404b", "#9467bd"),
+    *("#a0705f", "#d565b0", "#8a9a20", "#20a5b5", "#808890"),
+]
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    # Colours that can be seen on white and on black, blue, orange, green, red first.
-    "axes.prop_cycle": "cycler('color', ['#2f81c7', '#e07b22', '#3a9a4b', '#d6404b', "
-    "'#9467bd', '#a0705f', '#d565b0', '#8a9a20', '#20a5b5', '#808890'])",
+    "axes.prop_cycle": f"cycler('color', {COLOURS})",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,

@@ -1,6 +1,7 @@
 """Loading a trained network, and choosing its device."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -82,22 +83,34 @@ def read_test_images(
     Raises:
         InputError: They cannot be read, or one is of a class that it does not know.
     """
+    known = list(model.hparams["classes"])
     if split_dir is None:
         folder = expanded(data_dir).absolute()
+        if sources.settle(data, folder) == "cifar10":  # before it is downloaded
+            check_known(folder, sources.CIFAR10_CLASSES, known)
         source = sources.fetch(data, folder)
         (images, labels), classes = sources.load_test(source, folder)
     else:
         folder = expanded(split_dir)
         (images, labels), classes = sources.load_split(folder)
-    known = list(model.hparams["classes"])
+    check_known(folder, classes, known)
+    ours: Tensor = torch.tensor([known.index(name) for name in classes])
+    return images, ours[labels]
+
+
+def check_known(folder: Path, classes: Sequence[str], known: Sequence[str]) -> None:
+    """Make sure that a network knows all classes.
+
+    Raises:
+        InputError: One is of none that it knows.
+    """
     for name in classes:
         if name not in known:
             raise InputError(
                 f"{one_line(folder)}: the network knows no class {name!r}, only "
-                f"{', '.join(known)}; leave it out, or rename its folder"
+                f"{', '.join(known)}; leave it out, rename its folder, or give "
+                "images of these"
             )
-    ours: Tensor = torch.tensor([known.index(name) for name in classes])
-    return images, ours[labels]
 
 
 def check_same_images(

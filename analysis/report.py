@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -47,7 +48,8 @@ SAMPLES = 10  # training images that are shown
 PAIRS = 10  # most confused pairs that are named
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 NUMBERED = 25  # classes whose confusion matrix has legible numbers
-FOLDERS = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+# A place on this machine, or in its network: /home/me/x, ~me/x, C:\\x, //server/x.
+OF_MACHINE = re.compile(r"(file:|~[^/\\]*|[A-Za-z]:)?[/\\]")
 
 
 class Run(NamedTuple):
@@ -178,6 +180,7 @@ def write_report(
         name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
     finder = run.path / "lr_finder.png"  # all that older runs have kept
+    command = run.metrics["command"]
     return write_page(
         path or run.path / "report.html",
         "report.html",
@@ -195,6 +198,7 @@ def write_report(
         gallery=[(mistake, *_pictures(mistake)) for mistake in evaluation.mistakes],
         public=public,
         shown=without_folders if public else str,
+        command=command_without_folders(command) if public else command,
     )
 
 
@@ -226,9 +230,23 @@ def placeholder() -> Tensor:
     return torch.from_numpy(np.array(drawing))
 
 
-def without_folders(text: str) -> str:
-    """A command or a path without the folders that only this machine has."""
-    return FOLDERS.sub("…/", text)
+def without_folders(value: str) -> str:
+    """A flag's value without the folders that only this machine has."""
+    if not OF_MACHINE.match(value):
+        return value
+    name = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return f"…/{name}"
+
+
+def command_without_folders(command: str) -> str:
+    """A command whose flags are without the folders that only this machine has."""
+    words = []
+    for word in shlex.split(command):
+        _, flag, value = re.split(r"^(--[\w.]+=|)", word, maxsplit=1)
+        hidden = without_folders(value)
+        shown = f"{flag}…/{shlex.quote(hidden[2:])}"
+        words.append(shlex.quote(word) if hidden == value else shown)
+    return " ".join(words)
 
 
 def lr_schedule(lr: float, steps: int) -> list[float]:

@@ -58,19 +58,20 @@ def contrast(share: float, images: Tensor, _: torch.Generator) -> Tensor:
 
 def brightness(more: float, images: Tensor, _: torch.Generator) -> Tensor:
     """More of the value of hue, saturation and value."""
-    value = images.amax(1, keepdim=True).clamp(min=1 / 255)
-    return images * ((value + more).clamp(max=1) / value)
+    value = images.amax(1, keepdim=True)
+    wanted = (value + more).clamp(max=1)
+    return torch.where(value > 0, images * wanted / value, wanted)
 
 
 def saturate(change: tuple[float, float], images: Tensor, _: torch.Generator) -> Tensor:
     """A multiple of the saturation, and something on top."""
     value = images.amax(1, keepdim=True)
     spread = value - images
-    saturation = (spread.amax(1, keepdim=True) / value.clamp(min=1 / 255)).clamp(
-        min=1e-6
-    )
+    widest = spread.amax(1, keepdim=True)
+    saturation = torch.where(value > 0, widest / value, 0)
     wanted = (change[0] * saturation + change[1]).clamp(max=1)
-    return value - spread * wanted / saturation
+    red = torch.tensor([0.0, 1.0, 1.0]).view(3, 1, 1)  # what grey is, having no hue
+    return value * (1 - wanted * torch.where(widest > 0, spread / widest, red))
 
 
 def pixelate(share: float, images: Tensor, _: torch.Generator) -> Tensor:

@@ -94,33 +94,36 @@ def find_gap(accuracies: pd.DataFrame, images: int | None) -> Gap | None:
         return None
     auto = accuracies[AUTO]
     outside = (1 - CONFIDENCE) / fixed.shape[1]
-    reach = stats.norm.isf(outside / 2)
     gaps = 100 * (fixed.mean() - auto.mean())
-    errors = 100 * fixed.apply(standard_error, second=auto, images=images)
-    low, high = (gaps - reach * errors).max(), (gaps + reach * errors).max()
+    reach = 100 * fixed.apply(half_width, second=auto, images=images, outside=outside)
+    low, high = (gaps - reach).max(), (gaps + reach).max()
     return Gap(str(gaps.idxmax()), gaps.max(), low, high)
 
 
-def standard_error(first: pd.Series, second: pd.Series, images: int | None) -> float:
-    """That of the difference of two mean accuracies over the same seeds.
+def half_width(
+    first: pd.Series, second: pd.Series, images: int | None, outside: float
+) -> float:
+    """Half a confidence interval of a difference of two mean accuracies, seed by seed.
 
-    It is the larger of two: the binomial one of the images, as if the two runs of a
-    seed had not shared theirs, and that of the differences over seeds. Infinite where
-    neither is known.
+    It is the larger of two: that of the images, binomial, as if the two runs of a seed
+    had not shared theirs, and that of the seeds by Student's t. Infinite where neither
+    is known.
 
     Args:
         first: Accuracies as fractions, a seed each.
         second: Likewise, with the same seeds.
         images: How many each is the accuracy on; None where that is not known.
+        outside: Chance that the true difference is not in the interval.
     """
-    errors = []
+    found = []
     if images is not None:
         count = len(first) * images
         hits = stats.binom.var(count, [first.mean(), second.mean()])
-        errors.append(math.sqrt(hits.sum()) / count)
+        found.append(stats.norm.isf(outside / 2) * math.sqrt(hits.sum()) / count)
     if len(first) > 1:
-        errors.append(float(stats.sem(first - second)))
-    return max(errors, default=math.inf)
+        reach = stats.t.isf(outside / 2, len(first) - 1)
+        found.append(float(reach * stats.sem(first - second)))
+    return max(found, default=math.inf)
 
 
 def verdict(gap: Gap | None) -> str:

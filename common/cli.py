@@ -46,6 +46,7 @@ EXPECTED_WARNINGS = (
 OF_SURROUNDINGS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.EISDIR, errno.EEXIST, errno.ELOOP),
     *(errno.ENODEV, errno.ENXIO, errno.EBUSY, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
 }

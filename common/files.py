@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from common.errors import InputError
+from common.text import one_line
+
 SUFFIX = ".tmp"  # of the hidden file that is being written
 SEAL = 64  # bytes of a checksum in a zip file's comment
 
@@ -20,6 +23,21 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     folder is known, so does this.
     """
     return Path(os.path.expanduser(path))
+
+
+def check_output(path: Path, *, overwrite: bool = True) -> None:
+    """Refuse the file of `--output` before the work, where it could not be written.
+
+    Raises:
+        InputError: It is a folder, in a folder that is not there, or there already.
+    """
+    name = f"--output {one_line(path)}"
+    if path.exists() and not path.is_file():
+        raise InputError(f"{name}: a folder or device; give a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{name}: its folder is not there; make it, or give another")
+    if path.exists() and not overwrite:
+        raise InputError(f"{name}: already there; give another, or --overwrite")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import itertools
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -206,11 +206,29 @@ def is_image(path: str) -> bool:
 def _list_class(folder: Path) -> tuple[list[str], list[str]]:
     """All images below a class folder, and all other files.
 
-    Links to other folders are followed. No folder is read twice, nor one that holds
-    the class: a link to it would lead round for ever, or into the other classes.
+    None of a folder that holds the class: a link to it would lead into other classes.
     """
-    real, split = (Path(os.path.realpath(path)) for path in (folder, folder.parent))
-    seen = {str(path) for path in (*real.parents, split, *split.parents)}
+    split = os.path.realpath(folder.parent)
+    paths = list_files(folder, passed_over={split, *map(str, Path(split).parents)})
+    images = [path for path in paths if is_image(path)]
+    found_images = {*images}
+    return images, [path for path in paths if path not in found_images]
+
+
+def list_files(folder: str | Path, passed_over: Collection[str] = ()) -> list[str]:
+    """All files below a folder, sorted, without hidden ones.
+
+    Links to other folders are followed. No folder is read twice, nor one above this
+    one: a link to it would lead round for ever.
+
+    Args:
+        folder: Where to look.
+        passed_over: Real paths of folders to leave out.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    seen = {*map(str, Path(os.path.realpath(folder)).parents), *passed_over}
     found: list[tuple[str, str]] = []
     for root, folders, names in os.walk(folder, onerror=_reraise, followlinks=True):
         place = os.path.realpath(root)
@@ -220,10 +238,7 @@ def _list_class(folder: Path) -> tuple[list[str], list[str]]:
         seen.add(place)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [(root, name) for name in names if not is_hidden(name)]
-    paths = [os.path.join(root, name) for root, name in sorted(found)]
-    images = [path for path in paths if is_image(path)]
-    found_images = {*images}
-    return images, [path for path in paths if path not in found_images]
+    return [os.path.join(root, name) for root, name in sorted(found)]
 
 
 def _folders(folder: Path) -> list[str]:

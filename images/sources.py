@@ -29,6 +29,10 @@ Labelled = tuple[Tensor, Tensor]  # images, uint8 (N, 32, 32, 3), and labels, in
 
 # Names by which CIFAR-10 as published is known; other ones are somebody else's.
 CIFAR10_NAMES = (CIFAR10.base_folder, CIFAR10.filename)
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 REMEDIES = {
     "auto": "--data cifar10 downloads CIFAR-10, into an empty or new folder",
     "cifar10": "CIFAR-10 is downloaded into an empty or new folder only",

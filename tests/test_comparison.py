@@ -54,6 +54,19 @@ def test_runs_that_differ_in_their_seed_belong_together() -> None:
     assert " ".join(other.accuracies["test/acc"].split()) == "80.00 %, n = 1"
 
 
+def test_other_images_are_no_seed() -> None:
+    places = ("/data/cats", "/data/cars", "/data/cats")
+    runs = [
+        make_run(
+            f"run{seed}", 0.5 + 0.1 * seed, seed=seed, data="folder", data_dir=place
+        )
+        for seed, place in enumerate(places)
+    ]
+    one, other = find_groups(read_entries(runs))
+    assert (one.names, other.names) == (["run0", "run2"], ["run1"])
+    assert other.settings == {"data_dir": "/data/cars"}
+
+
 def test_another_device_is_no_seed() -> None:
     run = make_run("b")
     other = run._replace(metrics=METRICS | {"device": "Some GPU"})
@@ -79,6 +92,8 @@ def test_folders_of_the_same_name_are_told_apart() -> None:
     one, other = make_run("a"), make_run("a")._replace(path=Path("others/a"))
     names = [entry.name for entry in read_entries([one, other])]
     assert names == [str(Path("runs/a")), str(Path("others/a"))]
+    names = [entry.name for entry in read_entries([one, other], public=True)]
+    assert names == ["a (1)", "a (2)"]
 
 
 def test_spread_without_runs_is_a_dash() -> None:
@@ -100,6 +115,23 @@ def test_a_page_beside_the_first_run_or_where_it_is_told(
     assert "/home/me" not in text  # the same in both
     other = report.report(runs, output="other.html")
     assert other.read_bytes() == page.read_bytes()
+
+
+def test_a_run_that_is_named_twice_counts_once() -> None:
+    pytest.importorskip("jinja2")
+    one, other = save(make_run("a")), save(make_run("b", 0.8))
+    page = report.report([one, f"{one}/../a", other])
+    text = " ".join(html.unescape(page.read_text(encoding="utf-8")).split())
+    assert "2 runs compared" in text
+
+
+@pytest.mark.parametrize("output", ["", "runs", "nosuch/page.html"])
+def test_a_page_that_cannot_be_written_is_refused_first(output: str) -> None:
+    run = save(make_run("a"))  # without the checkpoint that a report needs
+    with pytest.raises(
+        InputError, match=rf"--output ({output}|\.): (a folder|its fold)"
+    ):
+        report.report([run], output=output)
 
 
 def test_what_differs_is_public_without_folders() -> None:

@@ -153,6 +153,18 @@ def test_an_existing_file_is_only_replaced_when_asked(
 
 
 @pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    ("form", "name"), [("safetensors", "net.ckpt"), ("weights", "net.safetensors")]
+)
+def test_a_name_by_which_programs_would_misread_it_is_refused(
+    form: export.Format, name: str
+) -> None:
+    with pytest.raises(InputError, match=rf"--output {name}: programs know {form} by"):
+        run(form, output=name)
+    assert not Path(name).exists()
+
+
+@pytest.mark.usefixtures("trained")
 def test_an_export_that_differs_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(path: Path) -> export.Classify:
         return lambda images: export.read_weights(path)(images) + 0.01

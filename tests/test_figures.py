@@ -16,8 +16,10 @@ from analysis.figures import (
     lr_finder_figure,
     mistakes_figure,
     overlay,
+    own_style,
     per_class_figure,
     reliability_figure,
+    rendered,
     samples_figure,
     schedule_figure,
 )
@@ -74,6 +76,7 @@ def test_comparison_has_a_line_a_run_that_has_the_metric() -> None:
     [axes] = axes_of(comparison_figure(runs, "val/acc"))
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[1, 25], [2, 50]]
+    assert first.get_marker() == "o"  # or a run of one epoch would not be seen
     assert second.get_xydata().tolist() == []
     assert [first.get_color(), second.get_color()] == ["C0", "C1"]
 
@@ -166,8 +169,24 @@ def test_overlay_hides_the_image_where_it_is_hot() -> None:
 
 
 def test_confusion_of_many_classes_stays_a_picture() -> None:
-    figure = confusion_figure(torch.zeros(100, 100, dtype=torch.long), ["x"] * 100)
+    classes = [f"class {number}" for number in range(200)]
+    counts = torch.zeros(200, 200, dtype=torch.long)
+    figure = confusion_figure(counts, classes)
     assert max(figure.get_size_inches()) <= 16
+    [axes] = axes_of(figure)
+    for axis in (axes.xaxis, axes.yaxis):  # as many names as can be read
+        assert axis.get_ticklocs().tolist() == list(range(0, 200, 4))
+        shown = [label.get_text() for label in axis.get_ticklabels()]
+        assert shown == classes[::4]
+    [axes] = axes_of(per_class_figure(counts, classes))
+    assert axes.get_yticks().tolist() == list(range(0, 200, 2))
+
+
+def test_names_that_no_font_has_are_no_warning(recwarn: Any) -> None:
+    with own_style():
+        figure = confusion_figure(torch.eye(2, dtype=torch.long), ["猫", "\U0001f63a"])
+        assert rendered(figure).shape[2] == 3
+    assert not recwarn.list
 
 
 def test_range_test_shows_its_pick_and_survives_divergence() -> None:

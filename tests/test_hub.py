@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hubconf
 from analysis.loading import WEIGHTS, load_model
@@ -70,6 +71,11 @@ def test_weights_of_ones_own_come_from_a_file_or_its_folder(
     shutil.copy(file, file.with_name("second.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"downloaded: 2 \.safetensors files"):
         hubconf.custom_resnet(weights=file.parent)
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors: no such file"):
+        hubconf.custom_resnet(weights="gone.safetensors")
+    save_file({"weight": torch.zeros(1)}, "foreign.safetensors")
+    with pytest.raises(ValueError, match=r"foreign\.safetensors: not of export\.py"):
+        hubconf.custom_resnet(weights="foreign.safetensors")
 
 
 def test_without_weights_it_is_new() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from torch import Tensor
 
@@ -71,6 +72,17 @@ def test_colours_are_changed_as_in_hue_saturation_and_value() -> None:
     assert grey.flatten().tolist() == pytest.approx([0.8] * 3)
     full = spoiled("saturate", (2.0, 0.0), red)
     assert full.flatten().tolist() == pytest.approx([0.8, 0.8 / 3, 0.0], abs=1e-6)
+
+
+def test_colours_without_a_hue_are_those_of_hue_saturation_and_value() -> None:
+    colours = torch.tensor([[0, 0, 0], [0.5, 0.5, 0.5], [1, 1, 1], [0.1, 0.7, 0.3]])
+    images = colours.T.view(1, 3, 2, 2)
+    for kind, strength, channel in (("brightness", 0.3, 2), ("saturate", (2, 0.1), 1)):
+        hsv = rgb_to_hsv(colours.numpy())
+        gain, more = strength if isinstance(strength, tuple) else (1, strength)
+        hsv[:, channel] = (gain * hsv[:, channel] + more).clip(0, 1)
+        found = spoiled(kind, strength, images).view(3, 4).T
+        np.testing.assert_allclose(found, hsv_to_rgb(hsv), atol=1e-6)
 
 
 def test_detail_is_lost(images: Tensor) -> None:

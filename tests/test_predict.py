@@ -206,6 +206,14 @@ def test_folders_are_searched_and_sorted_and_hidden_files_left_out(
     done = command("photos", "--json")
     found = [Path(result["file"]).as_posix() for result in done.results]
     assert found == ["photos/a/1.PNG", "photos/b/2.png"]
+    red().save("3.png")
+    Path("elsewhere").mkdir()
+    Path("3.png").rename("elsewhere/3.png")
+    Path("photos/linked").symlink_to("../elsewhere")
+    Path("photos/a/round").symlink_to("..")
+    done = command("photos", "--json")
+    assert len(done.results) == 3
+    assert Path(done.results[2]["file"]).as_posix() == "photos/linked/3.png"
     Path("empty").mkdir()
     done = command("empty")
     assert done.code == 2
@@ -272,6 +280,15 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
         assert changed[heat > 0.5].mean() > 30
+
+
+def test_explanations_are_no_photos(command: Command) -> None:
+    Path("photos").mkdir()
+    red().save("photos/a.png")
+    for _ in range(2):
+        done = command("photos", "--json", "--explain", "photos/why")
+        assert [Path(one["file"]).name for one in done.results] == ["a.png"]
+    assert len(command("photos", "--json").results) == 2  # asked for as any others
 
 
 def test_the_name_of_a_picture_is_short_and_of_one_path_only() -> None:

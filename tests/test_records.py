@@ -33,7 +33,7 @@ from benchmarks.sweeps import (
     find_gap,
     find_sweeps,
     gain,
-    standard_error,
+    half_width,
     steps_tables,
     sweep_table,
     verdict,
@@ -46,8 +46,8 @@ from machine.provenance import PROJECT
 from record import held_out, runs_of, together, write_runs
 
 # The reach of an interval in standard errors, from printed tables of the normal
-# distribution: for one fixed rate, and for two.
-ONE, TWO = 1.959964, 2.241403
+# distribution.
+ONE = 1.959964
 
 
 def cells(table: str) -> list[list[str]]:
@@ -403,18 +403,28 @@ def test_only_seeds_that_all_rates_have_are_compared() -> None:
     assert sweep.max_lrs[AUTO].tolist() == [0.004, 0.004]
 
 
-def test_the_standard_error_is_the_larger_of_images_and_seeds() -> None:
+def test_an_interval_is_the_larger_of_that_of_images_and_of_seeds() -> None:
     # sqrt((0.8 * 0.2 + 0.9 * 0.1) / 10_000) = sqrt(0.25 / 10_000)
     one = pd.Series([0.8]), pd.Series([0.9])
-    assert standard_error(*one, 10_000) == pytest.approx(0.005)
+    assert half_width(*one, 10_000, 0.05) == pytest.approx(ONE * 0.005)
     # Differences -0.1 and -0.12: standard deviation sqrt(0.0002), by sqrt(2) 0.01.
     # Binomial: sqrt((0.8 * 0.2 + 0.91 * 0.09) / (2 * images)).
     pair = pd.Series([0.79, 0.81]), pd.Series([0.89, 0.93])
-    assert standard_error(*pair, 10_000) == pytest.approx(0.01)
-    binomial = math.sqrt((0.16 + 0.0819) / 200)
-    assert standard_error(*pair, 100) == pytest.approx(binomial)
-    assert standard_error(*pair, None) == pytest.approx(0.01)
-    assert standard_error(*one, None) == math.inf
+    assert half_width(*pair, 10_000, 0.05) == pytest.approx(12.706205 * 0.01)
+    binomial = math.sqrt((0.16 + 0.0819) / 4)
+    assert half_width(*pair, 2, 0.3) == pytest.approx(1.036433 * binomial)
+    assert half_width(*pair, None, 0.05) == pytest.approx(12.706205 * 0.01)
+    assert half_width(*one, None, 0.05) == math.inf
+
+
+def test_an_interval_of_few_seeds_holds_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).normal(0.9, 0.01, (2000, 2, 3))
+    held = [
+        abs(first.mean() - second.mean())
+        <= half_width(pd.Series(first), pd.Series(second), None, 0.05)
+        for first, second in draws
+    ]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
 
 
 def test_the_gap_is_to_the_best_and_its_interval_to_all() -> None:
@@ -427,7 +437,7 @@ def test_the_gap_is_to_the_best_and_its_interval_to_all() -> None:
     gap = find_gap(pd.DataFrame(found), None)
     assert gap is not None
     assert gap.best == "0.01"
-    assert gap[1:] == pytest.approx((2, 2, 1 + TWO))
+    assert gap[1:] == pytest.approx((2, 2, 1 + 25.4517))
     assert find_gap(pd.DataFrame({"0.01": [0.8]}), 10_000) is None
     assert find_gap(pd.DataFrame({AUTO: [0.8]}), 10_000) is None
     assert find_gap(pd.DataFrame({"0.01": [], AUTO: []}), 10_000) is None

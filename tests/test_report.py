@@ -25,6 +25,7 @@ from analysis.report import (
     Images,
     Run,
     _read_range_test,
+    command_without_folders,
     hide_images,
     lr_schedule,
     open_run,
@@ -264,12 +265,31 @@ def test_what_is_public_has_neither_images_nor_folders(quick_train: Train) -> No
 
 
 def test_folders_are_left_out_of_a_command() -> None:
-    command = "python train.py --data_dir=/a/b/c --config 'C:\\x\\y.yaml' --lr 1/2 "
-    command += "~/runs/x ../z https://example.org/a/b configs/best.yaml"
-    assert without_folders(command) == (
-        "python train.py --data_dir=…/c --config '…/y.yaml' --lr 1/2 "
-        "…/x ../z https://example.org/a/b configs/best.yaml"
+    command = (
+        "python train.py --data_dir=/a/b/c --config 'C:\\x\\y.yaml' --lr 1/2 ~/runs/x "
+        "../z https://example.org/a/b configs/best.yaml '/home/al o/my pictures'"
     )
+    assert command_without_folders(command) == (
+        "python train.py --data_dir=…/c --config …/y.yaml --lr 1/2 …/x "
+        "../z https://example.org/a/b configs/best.yaml …/'my pictures'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/alice/My Documents/secret project/images", "…/images"),
+        ("C:/Users/Alice Smith/x/y", "…/y"),
+        ("//server/share/alice/x/", "…/x"),
+        ("file:///home/alice/x.tar.gz", "…/x.tar.gz"),
+        ("~alice/x", "…/x"),
+        ("data/cifar10", "data/cifar10"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ('["tensorboard", "csv"]', '["tensorboard", "csv"]'),
+    ],
+)
+def test_folders_are_left_out_of_a_flag(value: str, shown: str) -> None:
+    assert without_folders(value) == shown
 
 
 def test_samples_are_the_first_batch_of_the_training(quick_train: Train) -> None:

@@ -320,6 +320,27 @@ def test_wrong_input_is_one_line(
     assert not list(Path().rglob("trial_*"))
 
 
+def test_a_name_that_is_a_file_is_one_line(refused: Callable[..., str]) -> None:
+    Path("runs").mkdir()
+    FOLDER.touch()
+    assert refused("--lr", "0.1:0.2") == "--name s: runs/s is a file; give another name"
+
+
+def test_without_held_out_images_there_is_nothing_to_choose_by(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "train_with", lambda *_: {"val/acc": None})
+    message = "a sweep chooses on held-out images, and of so few none is held out; "
+    assert message in refused("--lr", "0.1:0.2")
+
+
+def test_odd_folders_hold_their_own_study(run: Run, pretended: list[Config]) -> None:
+    for name in ("what?a", "what?b", "50%25"):
+        run("--lr", "0.1:0.2", "--trials", "1", "--output_dir", name)
+        assert (Path(name) / "s" / "study.db").is_file()
+    assert len(pretended) == 3
+
+
 def test_text_with_commas_stays_text() -> None:
     arguments = ["--data_dir", "a,b", "--devices=0,1", "--lr=1:2", "--cutout", "1,2"]
     searched, rest = sweep.split([*arguments, "--trials", "3"])
