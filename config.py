@@ -23,6 +23,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import expanded
+from common.wording import describe, fits, parts
 from networks import NETWORKS
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
@@ -160,7 +161,7 @@ class Config:
 
     accelerator: Accelerator = option("auto", section="hardware")
     """What trains; auto takes a GPU where there is one."""
-    devices: int | str = option(1, DEVICES)
+    devices: int | str | list[int] = option(1, DEVICES)
     """Number of devices, a list of GPUs such as 0,1, or auto for all."""
     num_nodes: int = option(1, whole(1))
     """Number of machines."""
@@ -195,7 +196,7 @@ class Config:
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
     whiten: bool = option(False, shapes=True)
-    """Start the first convolution as filters that whiten patches of the images."""
+    """Start a new first convolution as filters that whiten patches of images."""
     logit_scale: float = option(1.0, ABOVE_ZERO, shapes=True)
     """Factor on the logits; below 1, a new network is less sure of itself."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
@@ -270,15 +271,19 @@ class Config:
                 value = value.item()
             if isinstance(value, tuple):
                 value = list(value)
-            if name in PATHS and value is not None:
+            if name in PATHS and isinstance(value, str | Path):
                 value = str(expanded(value))
+            if type(value) is int and {float, int} & {*parts(TYPES[name])} == {float}:
+                value = float(value)
             object.__setattr__(self, name, value)  # it is frozen
-            if marks.valid is not None and not marks.valid.is_right(value):
-                raise InputError(f"--{name} must be {marks.valid.words}, got {value!r}")
-        if self.overwrite and self.ckpt_path is not None:
-            raise InputError(
-                "--overwrite and --ckpt_path contradict each other; give one of them"
-            )
+            valid = marks.valid or Valid(lambda _: True, describe(TYPES[name]))
+            if not fits(value, TYPES[name]) or not valid.is_right(value):
+                raise InputError(f"--{name} must be {valid.words}, got {value!r}")
+        for flag in ("overwrite", "fast_dev_run"):
+            if getattr(self, flag) and self.ckpt_path is not None:
+                raise InputError(
+                    f"--{flag} and --ckpt_path contradict each other; give one of them"
+                )
 
     def loggers(self) -> list[str]:
         """The loggers, each once."""
@@ -293,6 +298,7 @@ class Config:
 MARKS: dict[str, Marks] = {
     one.name: one.metadata.get("marks", Marks()) for one in fields(Config)
 }
+LIMITS = [name for name in MARKS if name.startswith("limit_")]
 SHAPING = [name for name, marks in MARKS.items() if marks.shapes]
 TYPES = get_type_hints(Config)
 PATHS = {name for name, kind in TYPES.items() if Path in get_args(kind)}

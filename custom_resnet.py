@@ -122,7 +122,8 @@ class CustomResNet(nn.Module):
         """Count a batch in every batch norm: eight additions, in one operation."""
         norms = [layer for layer in self.modules() if isinstance(layer, BatchNorm2d)]
         counts: Any = [norm.num_batches_tracked for norm in norms]
-        torch._foreach_add_(counts, 1)
+        if counts:  # nn.SyncBatchNorm, which may stand in their place, counts itself
+            torch._foreach_add_(counts, 1)
 
 
 def whitening_filters(images: Tensor, count: int) -> Tensor:
@@ -131,7 +132,7 @@ def whitening_filters(images: Tensor, count: int) -> Tensor:
     They are the eigenvectors of the patches' covariance, each over the root of its
     eigenvalue, and their negatives, as a ReLU follows (Jordan, arXiv 2404.00498); of
     more filters than these 54 the others are random mixtures, of fewer those of the
-    largest eigenvalues.
+    largest eigenvalues. What no patch has, as colour in grey images, gets no filter.
 
     Args:
         images: Normalised images, float (N, 3, 32, 32).
@@ -142,6 +143,8 @@ def whitening_filters(images: Tensor, count: int) -> Tensor:
     """
     patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 27)
     values, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
+    there = values > 1e-9 * values.max()
+    values, vectors = values[there], vectors[:, there]
     scaled = (vectors / (values + 5e-4 * values.max()).sqrt()).T.float()
     filters = F.normalize(scaled)
     pairs = min(len(filters), count // 2)

@@ -194,6 +194,7 @@ class LitCustomResNet(pl.LightningModule):
         """Log loss and accuracy of the test set; keep the confusion matrix."""
         self._log_epoch("test", self.test_loss, self.test_acc)
         self.confusion = self.test_confusion.compute()
+        self.test_confusion.reset()  # as Lightning does with metrics that are logged
         if self.hparams["tta"] != "none":
             self.log("test/acc_tta", self.test_acc_tta)
         if self.hparams["tta"] == "views":

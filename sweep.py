@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -30,7 +29,7 @@ from analysis.trials import is_stopped, show_trials
 from common import cli
 from common.errors import DivergedError, InputError, StoppedError, is_out_of_memory
 from common.files import replacing
-from common.text import one_line
+from common.text import as_typed, one_line
 from config import PATHS, SHAPING, TYPES, Config
 from train import train_with
 
@@ -146,7 +145,7 @@ def sweep(flags: Sweep, searched: dict[str, str], command: list[str]) -> None:
             run_trial(study, config, space, folder)
     except StoppedError as stop:
         message = f"stopped by {stop.name} after {len(finished(study))} trials"
-        again = shlex.join(["python", *command])
+        again = as_typed(["python", *command])
         cli.end_together("sweep.py", f"{message}; go on with: {again}", stop.exit_code)
     show_trials(study, folder)
     write_best(study, config, folder)

@@ -3,7 +3,6 @@
 import errno
 import inspect
 import logging
-import shlex
 import sys
 import threading
 import warnings
@@ -23,7 +22,7 @@ from common.errors import (
 )
 from common.flags import parse as parse
 from common.signals import handle_signals
-from common.text import one_line
+from common.text import as_typed, one_line
 
 EXPECTED_WARNINGS = (
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -149,12 +148,19 @@ def kill_other_processes() -> None:
 def set_up_messages() -> None:
     """Let our own messages through to the terminal, and of Lightning's the warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_first)  # the others would say the same
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
     for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ignore_expected_warnings()
     threading.excepthook = _report_thread
+
+
+def _is_first(_: logging.LogRecord) -> bool:
+    """Whether this is the first of all processes, as far as that is known yet."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def ignore_expected_warnings() -> None:
@@ -204,4 +210,4 @@ def resume_command(argv: list[str], name: str) -> str:
             is_kept = flag not in ("--overwrite", "--ckpt_path", "--name")
         if is_kept:
             kept.append(argument)
-    return shlex.join(["python", *kept, "--name", name, "--ckpt_path", "last"])
+    return as_typed(["python", *kept, "--name", name, "--ckpt_path", "last"])

@@ -16,27 +16,44 @@ PLACEHOLDERS = {bool: "[true]", Path: "PATH", int: "N", float: "X"}
 
 def describe(kind: Any) -> str:
     """A type in words, such as "a number or auto"."""
-    parts = list(_parts(kind))
-    if Path in parts and str in parts:
-        parts.remove(str)
-    words = [part if isinstance(part, str) else _name(part) for part in parts]
+    found = list(parts(kind))
+    if Path in found and str in found:
+        found.remove(str)
+    words = [part if isinstance(part, str) else _name(part) for part in found]
     *others, last = dict.fromkeys(words)
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def placeholder(kind: Any) -> str:
     """What stands for a value of a type in the help."""
-    parts = [*_parts(kind)]
-    return next((name for part, name in PLACEHOLDERS.items() if part in parts), "NAME")
+    found = [*parts(kind)]
+    return next((name for part, name in PLACEHOLDERS.items() if part in found), "NAME")
 
 
-def _parts(kind: Any) -> Iterator[Any]:
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, as a command line would read it.
+
+    A whole number is a number, too; true and false are none.
+    """
+    if typing.get_origin(kind) is list:
+        [item] = typing.get_args(kind)
+        return isinstance(value, list) and all(fits(one, item) for one in value)
+    found = [*parts(kind)]
+    if len(found) > 1:
+        return any(
+            value == part if isinstance(part, str) else fits(value, part)
+            for part in found
+        )
+    return type(value) is kind or (type(value), kind) == (int, float)
+
+
+def parts(kind: Any) -> Iterator[Any]:
     """The types of a union, and choices as they are typed."""
     if typing.get_origin(kind) is Literal:
         yield from map(str, typing.get_args(kind))
     elif typing.get_origin(kind) in (typing.Union, types.UnionType):
         for part in typing.get_args(kind):
-            yield from _parts(part)
+            yield from parts(part)
     else:
         yield kind
 

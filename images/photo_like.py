@@ -108,7 +108,8 @@ def draw_settings(count: int, generator: torch.Generator) -> Settings:
 def like_photos(images: Tensor, rows: Tensor) -> Tensor:
     """Change images, each as its row of the table of settings says.
 
-    The result is the same on every device, up to what rounding does to a level.
+    The result is the same on every device, up to what rounding does to a level, and
+    TF32 on a GPU to a few.
 
     Args:
         images: uint8 (B, 32, 32, 3).

@@ -50,7 +50,7 @@ class Hardware(NamedTuple):
 
 def choose_hardware(
     accelerator: str,
-    devices: int | str,
+    devices: int | str | list[int],
     num_nodes: int,
     strategy: str,
     precision: Precision,

@@ -1,14 +1,17 @@
 """The average of the weights against a slow loop."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.operations import Count
 from lightning_module import LitCustomResNet
+from run_files import LAST
 from training.averaging import ExponentialAverage, kept
 
 
@@ -49,6 +52,30 @@ def test_it_is_that_of_a_slow_loop_and_waits_for_nothing() -> None:
     average: Any = callback._average_model
     assert torch.equal(average.module.mean, module.mean)  # to the last bit
     assert torch.equal(average.module.std, module.std)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_averages_are_of_the_type_of_the_weights(
+    precision: str, quick_train: Callable[..., dict[str, Any]]
+) -> None:
+    metrics = quick_train(precision=precision, ema_decay=0.9)
+    assert metrics["train/loss"] < 1.2  # log 3 is 1.1
+    state = torch.load(LAST, weights_only=True)
+    types = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+    for part in ("state_dict", "current_model_state"):
+        assert state[part]["net.fc.weight"].dtype == types[precision]
+
+
+def test_a_network_without_counters_has_an_average() -> None:
+    module: Any = nn.Linear(2, 1)
+    callback = ExponentialAverage(decay=0.5)
+    trainer: Any = SimpleNamespace(global_step=1)
+    callback._average_model = AveragedModel(module)
+    with torch.no_grad():
+        module.weight.add_(1)
+    callback.on_train_batch_end(trainer, module)
+    average: Any = callback._average_model.module
+    assert torch.equal(average.weight, module.weight)
 
 
 def test_checkpoints_call_it_as_lightning_does() -> None:

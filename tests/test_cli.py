@@ -2,19 +2,23 @@
 
 import importlib
 import json
+import logging
 import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning.utilities import rank_zero_only
 
 from common import cli
 from common.errors import InputError
+from common.text import as_typed
 from config import Config
 from run_files import Payload
 from sweep import Sweep
@@ -357,6 +361,25 @@ def test_printed_configuration_is_one(capsys: pytest.CaptureFixture[str]) -> Non
         cli.parse(Config, ["--batch_size", "64", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     assert config == cli.parse(Config, ["--batch_size", "64"])
+
+
+def test_a_command_is_quoted_for_the_shells_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["tensorboard", "--logdir", "C:\\Users\\me and you\\runs"]
+    assert as_typed(command) == "tensorboard --logdir 'C:\\Users\\me and you\\runs'"
+    monkeypatch.setattr("common.text.os", SimpleNamespace(name="nt"))
+    assert as_typed(command) == 'tensorboard --logdir "C:\\Users\\me and you\\runs"'
+
+
+def test_only_the_first_process_speaks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cli.set_up_messages()
+    for rank in (0, 1):
+        monkeypatch.setattr(rank_zero_only, "rank", rank, raising=False)
+        logging.getLogger("images").warning("from %s", rank)
+    assert caplog.messages == ["from 0"]
 
 
 def test_in_a_pipe_there_are_plain_lines_from_plan_to_report(

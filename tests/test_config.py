@@ -37,11 +37,33 @@ def test_values_are_plain_and_paths_at_home(monkeypatch: pytest.MonkeyPatch) -> 
         ({"val_size": -1}, "--val_size must be a whole number, at least 0, or auto"),
         ({"limit_train_batches": 1.5}, "or a share above 0 and up to 1.0, got 1.5"),
         ({"overwrite": True, "ckpt_path": "last"}, "contradict each other"),
+        ({"fast_dev_run": True, "ckpt_path": "last"}, "contradict each other"),
+        ({"flip": "horizontal"}, "--flip must be none, random or alternate, got 'ho"),
+        ({"flip": False}, "--flip must be none, random or alternate, got False"),
+        ({"padding_mode": "zero"}, "--padding_mode must be constant or reflect, got"),
+        ({"tta": True}, "--tta must be none, flip or views, got True"),
+        ({"data": "cifar"}, "--data must be auto, cifar10, folder or synthetic, got"),
+        ({"whiten": "no"}, "--whiten must be true or false, got 'no'"),
+        ({"batch_size": 25.5}, "--batch_size must be a whole number, at least 1, got"),
+        ({"batch_size": "128"}, "--batch_size must be a whole number, .* got '128'"),
+        ({"lr": "0.01"}, "--lr must be a finite number above 0, or auto, got '0.01'"),
+        ({"data_dir": 3}, "--data_dir must be a path, got 3"),
+        ({"logger": ["csv", 1]}, r"--logger must be .*, got \['csv', 1\]"),
+        ({"compile": "max"}, "--compile must be .*reduce-overhead, got 'max'"),
     ],
 )
-def test_a_value_out_of_its_range_is_refused(flags: Any, message: str) -> None:
+def test_a_value_of_another_type_or_range_is_refused(flags: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Config(**flags)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    config = Config(weight_decay=0, lr=1, limit_train_batches=1, limit_val_batches=1.0)
+    for flag, kind in (
+        *(("weight_decay", float), ("lr", float)),
+        *(("limit_train_batches", int), ("limit_val_batches", float)),
+    ):
+        assert type(getattr(config, flag)) is kind
 
 
 def test_it_cannot_be_changed_but_copied_with_another_value() -> None:

@@ -74,6 +74,14 @@ def test_whitened_patches_are_not_correlated() -> None:
     assert correlation.abs().max() < 1e-2
 
 
+def test_grey_images_have_no_filter_that_sees_nothing() -> None:
+    grey = correlated_images()[:, :1].expand(-1, 3, -1, -1)
+    filters = whitening_filters(grey, 64)
+    answers = F.conv2d(grey, filters).transpose(0, 1).flatten(1)
+    assert answers.abs().amax(dim=1).min() > 0.1
+    assert torch.equal(filters[9:18], -filters[:9])  # a pair a pixel of a patch
+
+
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_few_filters_are_those_of_the_largest_eigenvalues(count: int) -> None:
     images = correlated_images()

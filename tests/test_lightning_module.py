@@ -7,8 +7,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from common.errors import InputError
 from custom_resnet import whitening_filters
@@ -230,8 +232,11 @@ def test_half_precision_has_a_loss_in_float32() -> None:
     assert double.dtype == torch.float64
 
 
-def test_every_batch_norm_counts_its_batches() -> None:
-    module = make_module()
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_batch_norm_counts_its_batches(shared: bool) -> None:
+    module: Any = make_module()
+    if shared:  # among GPUs
+        module = TorchSyncBatchNorm().apply(module)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     for _ in range(3):
         module(images)
@@ -239,6 +244,16 @@ def test_every_batch_norm_counts_its_batches() -> None:
     state = module.state_dict()
     counts = [value.item() for name, value in state.items() if "num_batches" in name]
     assert counts == [3] * 8
+
+
+def test_a_second_test_counts_anew() -> None:
+    images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8)
+    batches: Any = TensorDataset(images, torch.arange(10) % 3)
+    module = make_module()
+    for _ in range(2):
+        trainer = pl.Trainer(accelerator="cpu", **QUIET)
+        trainer.test(module, dataloaders=DataLoader(batches), verbose=False)
+        assert module.confusion.sum() == 10
 
 
 def test_metrics_are_means_over_images_not_batches() -> None:

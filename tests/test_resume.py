@@ -28,9 +28,16 @@ class KilledError(Exception):
     """Stands for whatever ends a process."""
 
 
-def kill_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(self: Guard, trainer: Any, *_: Any) -> None:
+def kill_in_epoch(
+    epoch: int, monkeypatch: pytest.MonkeyPatch, *, after_saving: bool = False
+) -> None:
+    save = Guard.on_train_batch_end
+
+    def die(self: Guard, trainer: Any, *arguments: Any) -> None:
+        if after_saving:
+            save(self, trainer, *arguments)
         if trainer.current_epoch == epoch:
+            trainer.strategy.checkpoint_io.wait()
             raise KilledError
 
     monkeypatch.setattr(Guard, "on_train_batch_end", die)
@@ -71,6 +78,34 @@ def test_resuming_without_a_name_takes_the_newest_run(
     assert sorted(path.name for path in Path("runs").iterdir()) == ["new", "old"]
 
 
+def test_a_finished_run_tests_its_averaged_weights_again(quick_train: Train) -> None:
+    flags = {"ema_decay": 0.9, "max_epochs": 1}
+    before = quick_train(**flags)
+    after = quick_train(**flags, ckpt_path="last")
+    for figure in ("test/loss", "test/acc"):
+        assert after[figure] == before[figure]
+
+
+def test_seconds_and_images_of_an_unfinished_epoch_count(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"batch_size": 16, "max_epochs": 2, "ckpt_every_n_steps": 1}
+    with monkeypatch.context() as patch:
+        kill_in_epoch(1, patch, after_saving=True)
+        with pytest.raises(KilledError):
+            quick_train(**flags)
+    [clock] = [
+        state
+        for name, state in torch.load(STEP, weights_only=True)["callbacks"].items()
+        if name.startswith("TrainingClock")
+    ]
+    assert clock["images"] == (6 + 1) * 16  # 108 are for training
+    metrics = quick_train(**flags, ckpt_path="last")
+    counted = metrics["fit_seconds"] * metrics["images_per_second"]
+    assert counted == pytest.approx(2 * 6 * 16, rel=0.01)
+    assert metrics["fit_seconds"] > clock["seconds"]
+
+
 def test_going_on_in_another_folder_leaves_the_first_as_it_was(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +137,7 @@ def test_last_without_a_checkpoint_starts_afresh_and_says_so(
         ("seed", 1, 0),
         ("val_size", 0, 12),
         ("base_width", 8, 4),
+        ("limit_train_batches", 1, 1.0),  # one batch, and all
     ],
 )
 def test_a_run_cannot_go_on_with_other_settings(

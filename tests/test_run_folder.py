@@ -14,7 +14,7 @@ import torch
 from common.errors import InputError
 from run_files import LAST
 from training.checkpoint import checkpoint_callbacks
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, newest_run
 
 Train = Callable[..., dict[str, Any]]
 
@@ -121,6 +121,39 @@ def test_two_runs_without_a_name_in_the_same_second(
         with RunFolder("runs", None, 0) as second:
             second.create()
             assert (first.path.name, second.path.name) == ("now_seed0", "now_seed0_2")
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Windows, where its holder has it open."""
+    unlink = Path.unlink
+
+    def refuse(path: Path, **arguments: Any) -> None:
+        if path.name == ".lock":
+            raise PermissionError
+        unlink(path, **arguments)
+
+    def fail() -> None:
+        with RunFolder("runs", "run", 0) as run:
+            run.create()
+            raise InputError("the real one")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(InputError, match="the real one"):
+            fail()
+    with RunFolder("runs", "run", 0) as run:
+        run.create()
+
+
+def test_an_export_is_no_newer_run() -> None:
+    for number, name in enumerate(("old/last", "interrupted/step", "old/last.weights")):
+        path = Path("runs", name).parent / "checkpoints" / f"{Path(name).name}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (number, number))
+    assert newest_run(Path("runs")) == Path("runs/interrupted")
 
 
 def test_a_run_does_not_look_into_the_folders_of_others(

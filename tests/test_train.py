@@ -1,5 +1,6 @@
 """`train` from end to end: what it leaves behind, and how it goes on."""
 
+import errno
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from train import build_module, load_images, train
+from training.history import History
 from training.terminal import warn_of_guessing
 
 Train = Callable[..., dict[str, Any]]
@@ -249,6 +251,25 @@ def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
         *("test/acc", "test"),
         "curves/acc",
     )
+
+
+def test_a_table_that_a_spreadsheet_has_open_costs_no_epoch(
+    quick_train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Windows lets nobody replace such a file."""
+    write, refused = History._write, iter([True, False])
+
+    def write_or_not(self: History, path: Path) -> None:
+        if next(refused):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        write(self, path)
+
+    monkeypatch.setattr(History, "_write", write_or_not)
+    quick_train()
+    assert "metrics.csv cannot be replaced (Permission denied); close it" in caplog.text
+    assert [row["epoch"] for row in rows()] == ["0", "1"]
 
 
 def test_fast_dev_run_tries_everything_and_writes_nothing(quick_train: Train) -> None:

@@ -28,6 +28,13 @@ class ExponentialAverage(WeightAveraging):
         """The name in checkpoints, those of Lightning's class included."""
         return "WeightAveraging"
 
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        """Give the averages the weights' type, which bf16-true has changed since."""
+        if self._average_model is not None:
+            self._average_model.to(next(pl_module.parameters()).dtype)
+
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any
@@ -41,7 +48,15 @@ class ExponentialAverage(WeightAveraging):
         new = 1 - kept(step - 1, self.decay)
         # What does not change, as the mean of the images, stays to the last bit.
         torch._foreach_lerp_(averages[True], weights[True], new)
-        torch._foreach_copy_(averages[False], weights[False])
+        if averages[False]:  # the counters of batch norm
+            torch._foreach_copy_(averages[False], weights[False])
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Test the averages also where nothing was left to train.
+
+        Lightning puts them into the module at the end of a training only.
+        """
+        self._copy_average_to_current(pl_module)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from common.errors import InputError
@@ -57,16 +56,11 @@ def starting_weights(
             f"--base_width {config.base_width}; {_describe(origin)}"
         )
     kept, file = "of the same" if is_known else "anew:", one_line(str(config.init_from))
-    _say(
+    log.info(
         f"{len(fitting)} of {len(ours)} tensors from {file}; "
         f"classifier {kept} {len(classes)} classes"
     )
     return fitting
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    log.info(line)
 
 
 def _state(origin: Checkpoint) -> dict[str, Tensor]:

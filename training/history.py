@@ -1,6 +1,7 @@
 """The history of a run: a row of metrics an epoch, and the time that it took."""
 
 import csv
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from common.files import replacing
 from machine.provenance import now
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc")
 Row = dict[str, float]  # of metrics.csv: epoch, step, lr and what there is of `COLUMNS`
@@ -53,7 +56,15 @@ class History(Checkpoint):
         row |= {name: metrics[name].item() for name in COLUMNS if name in metrics}
         self.rows.append(row)
         if trainer.is_global_zero and self.path is not None:
-            self._write(self.path)
+            try:
+                self._write(self.path)
+            except PermissionError as error:
+                # Windows lets nobody replace a file that a spreadsheet has open. The
+                # rows are in the checkpoint, which must not be lost for it.
+                log.warning(
+                    f"{self.path} cannot be replaced ({error.strerror}); close it, and "
+                    "the next epoch writes it whole"
+                )
 
     def _write(self, path: Path) -> None:
         with replacing(path, "w") as file:
@@ -72,11 +83,13 @@ class TrainingClock(Callback):
         self.began = time.perf_counter()
         self.seconds = 0.0
         self.images = 0
+        self.trainer: pl.Trainer | None = None  # while it trains
         self.started = 0.0
         self.step = 0  # of which the images are counted
 
     def state_dict(self) -> dict[str, Any]:
-        """What the epochs so far took."""
+        """What the training took so far, within an epoch, too."""
+        self._count()
         return {
             "seconds": self.seconds,
             "images": self.images,
@@ -91,27 +104,42 @@ class TrainingClock(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start, perhaps within an epoch."""
-        self.started = now(trainer.strategy.root_device)
         self.step = trainer.global_step
+        self._start(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start."""
-        self.started = now(trainer.strategy.root_device)
+        self._start(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Pause."""
-        self.seconds += now(trainer.strategy.root_device) - self.started
+        self._stop()
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Go on."""
+        self._start(trainer)
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Stop."""
+        self._stop()
+
+    def _start(self, trainer: pl.Trainer) -> None:
+        self.trainer = trainer
         self.started = now(trainer.strategy.root_device)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop, and count the epoch's images in all processes."""
-        self.seconds += now(trainer.strategy.root_device) - self.started
-        loader: Any = trainer.train_dataloader
-        self.images += (trainer.global_step - self.step) * loader.batch_size
-        self.step = trainer.global_step
+    def _stop(self) -> None:
+        self._count()
+        self.trainer = None
+
+    def _count(self) -> None:
+        """Add the time and the images, of all processes, since it was last done."""
+        if self.trainer is None:
+            return
+        here = now(self.trainer.strategy.root_device)
+        self.seconds, self.started = self.seconds + here - self.started, here
+        loader: Any = self.trainer.train_dataloader
+        self.images += (self.trainer.global_step - self.step) * loader.batch_size
+        self.step = self.trainer.global_step
 
     def run_seconds(self) -> float:
         """What the run took so far."""

@@ -11,7 +11,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch_lr_finder import LRFinder, TrainDataLoaderIter
@@ -82,7 +81,8 @@ def range_test(
         data.trainer = None
     num_classes = len(module.hparams["classes"])
     test = pick(lrs, losses, num_classes, data.batch_size)
-    warn(doubts(test, num_classes))
+    for line in doubts(test, num_classes):
+        log.warning(line)
     return test
 
 
@@ -141,13 +141,6 @@ def doubts(test: RangeTest, num_classes: int) -> list[str]:
             "learns little, give a lower one, such as --lr 0.003"
         )
     return found
-
-
-@rank_zero_only
-def warn(lines: list[str]) -> None:
-    """Show lines on the terminal, once for all processes."""
-    for line in lines:
-        log.warning(line)
 
 
 def middle(valley: tuple[float, float]) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from common.errors import InputError, is_out_of_memory
 from common.files import unsealed
-from config import MARKS, SHAPING, Config
+from config import LIMITS, MARKS, SHAPING, Config
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ def check_same_run(
 
 
 def _check_equal(flag: str, now: Any, before: Any, reason: str) -> None:
-    if before != now:
+    # Of batches, 1 is one and 1.0 is all.
+    if before != now or (flag in LIMITS and type(before) is not type(now)):
         raise InputError(
             f"--{flag} is {now}, but the checkpoint was trained with {before}; "
             f"{reason or 'a run can only go on as it began'}: give the old value, or "

@@ -101,7 +101,8 @@ class RunFolder:
         """Let the next run in; take away a folder in which no run has begun."""
         if self._lock is not None:
             if self._made:
-                (self.path / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # Windows has it go by releasing it
+                    (self.path / LOCK).unlink()
             self._lock.release()
         with contextlib.suppress(OSError):  # somebody else has put a file there
             for path in self._made:
@@ -274,7 +275,10 @@ class RunFolder:
 
 def newest_run(runs: Path) -> Path | None:
     """The run with the newest checkpoint in a folder of runs; None if there is none."""
-    found = _newest_first(runs.glob("*/checkpoints/*.ckpt"))
+    names = ("last", "step", "best")  # and not what export.py puts beside them
+    found = _newest_first(
+        path for name in names for path in runs.glob(f"*/checkpoints/{name}.ckpt")
+    )
     return found[0].parent.parent if found else None
 
 

@@ -2,12 +2,12 @@
 
 import logging
 import os
-import shlex
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from common.text import as_typed
 from config import Config
 from custom_resnet import layer_table
 from datamodule import CIFAR10DataModule
@@ -126,10 +126,10 @@ def _places(config: Config, run: RunFolder) -> Lines:
     if config.report and config.limit_test_batches and run.report.exists():
         lines.append(("report", str(run.report)))
     if "tensorboard" in loggers:
-        command = f"tensorboard --logdir {shlex.quote(str(runs))}"
+        command = as_typed(["tensorboard", "--logdir", str(runs)])
         lines.append(("TensorBoard", command))
     if "mlflow" in loggers and not os.environ.get("MLFLOW_TRACKING_URI"):
-        command = f"mlflow ui --backend-store-uri {shlex.quote(mlflow_store(runs))}"
+        command = as_typed(["mlflow", "ui", "--backend-store-uri", mlflow_store(runs)])
         lines.append(("MLflow", command))
     return [*lines, ("run folder", str(run.path))]
 
