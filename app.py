@@ -2,7 +2,7 @@
 
 python app.py --ckpt_path runs/NAME/checkpoints/last.ckpt
 python app.py --run runs/NAME               # and browse the mistakes of its last epoch
-python app.py --data_dir data/cifar10       # and those of the project's own weights
+python app.py --data_dir data       # and those of the project's own weights
 python app.py --help
 """
 

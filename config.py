@@ -174,7 +174,8 @@ class Config:
         whole(1),
         section="training",
         shapes=True,
-        reason="one cycle has one length, so it cannot be made longer",
+        reason="one cycle has one length, so it cannot be made longer, but --init_from "
+        "begins another with its weights",
     )
     """Length of the training in epochs."""
     batch_size: int = option(256, whole(1), shapes=True)
@@ -279,11 +280,10 @@ class Config:
             valid = marks.valid or Valid(lambda _: True, describe(TYPES[name]))
             if not fits(value, TYPES[name]) or not valid.is_right(value):
                 raise InputError(f"--{name} must be {valid.words}, got {value!r}")
-        for flag in ("overwrite", "fast_dev_run"):
-            if getattr(self, flag) and self.ckpt_path is not None:
-                raise InputError(
-                    f"--{flag} and --ckpt_path contradict each other; give one of them"
-                )
+        if self.overwrite and self.ckpt_path is not None:
+            raise InputError(
+                "--overwrite and --ckpt_path contradict each other; give one of them"
+            )
 
     def loggers(self) -> list[str]:
         """The loggers, each once."""

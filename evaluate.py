@@ -1,7 +1,7 @@
 """Test a trained network on all test images.
 
 python evaluate.py --ckpt_path runs/NAME/checkpoints/last.ckpt --tta flip
-python evaluate.py --data_dir data/cifar10 --json > accuracy.json
+python evaluate.py --json > accuracy.json
 python evaluate.py --split_dir more_images        # more_images/CLASS/*, any JPEG or PNG
 python evaluate.py --help
 """

@@ -139,6 +139,9 @@ def train_in(
     weights = None
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
+        if config.fast_dev_run:  # whose epoch Lightning numbers as the first
+            log.info(f"{checkpoint} can be gone on from; the trial begins anew")
+            checkpoint = saved = None
     elif trained is not None:
         weights = starting_weights(trained, config, images.classes)
     run.create()

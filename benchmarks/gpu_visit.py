@@ -1,7 +1,7 @@
 """Measure all that only a GPU can say, in one visit.
 
     python benchmarks/gpu_visit.py
-    python benchmarks/gpu_visit.py all --data_dir data/cifar10 --minutes 9
+    python benchmarks/gpu_visit.py all --minutes 9
     python benchmarks/gpu_visit.py all --dry_run
 
 The first lists the stages of `visit_plan.py`, what each fills and which steps are not

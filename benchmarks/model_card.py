@@ -1,6 +1,6 @@
 """What `weights/README.md` says of the weights that come with the project.
 
-    python benchmarks/model_card.py --data_dir data/cifar10
+    python benchmarks/model_card.py
 
 measures their calibration and puts it on record; `tables.py` writes the head of the
 page, which model hubs read, and its table, from the weights' own metadata and what is

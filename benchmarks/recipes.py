@@ -19,6 +19,7 @@ from analysis import report
 from common import cli
 from common.errors import InputError, StoppedError
 from config import MARKS, Config
+from datamodule import DEFAULT_VAL_SIZE
 from images.class_folders import is_image_folder
 from machine import provenance
 from machine.hardware import choose_hardware
@@ -96,7 +97,10 @@ def columns(config: Config) -> dict[str, str]:
     folder = Path(config.data_dir)
     images = folder.resolve().name if is_image_folder(folder) else "cifar10"
     images = "shapes" if config.data == "synthetic" else images
-    return {"images": images, **{flag: str(getattr(config, flag)) for flag in FLAGS}}
+    flags = {flag: str(getattr(config, flag)) for flag in FLAGS}
+    if images == "cifar10" and config.val_size == DEFAULT_VAL_SIZE:
+        flags["val_size"] = "auto"  # a run knows only what that was settled to
+    return {"images": images, **flags}
 
 
 def find_steps(name: str, first: Config, last: Config) -> list[tuple[str, Config]]:

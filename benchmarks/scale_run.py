@@ -1,6 +1,6 @@
 """One training on random images, timed: what `scale.py` starts anew for every size.
 
-    python benchmarks/scale_run.py --images 1000000 --output_dir /tmp/run
+    python benchmarks/scale_run.py --images 1000000 --output_dir runs/scale
 
 trains as `train.py` does, without range test and test, and prints a line of JSON.
 """

@@ -1,6 +1,6 @@
 """Put the median run of a recipe into the project, as weights that anyone can use.
 
-    python benchmarks/ship.py --run runs/recipes/best_seed2 --data_dir data/cifar10
+    python benchmarks/ship.py --run runs/recipes/best_seed2
 
 Of all runs of the recipe on record it must be the median by test accuracy (of an even
 number, the lower of the two in the middle), so that the weights are neither a lucky

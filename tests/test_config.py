@@ -37,7 +37,6 @@ def test_values_are_plain_and_paths_at_home(monkeypatch: pytest.MonkeyPatch) -> 
         ({"val_size": -1}, "--val_size must be a whole number, at least 0, or auto"),
         ({"limit_train_batches": 1.5}, "or a share above 0 and up to 1.0, got 1.5"),
         ({"overwrite": True, "ckpt_path": "last"}, "contradict each other"),
-        ({"fast_dev_run": True, "ckpt_path": "last"}, "contradict each other"),
         ({"flip": "horizontal"}, "--flip must be none, random or alternate, got 'ho"),
         ({"flip": False}, "--flip must be none, random or alternate, got False"),
         ({"padding_mode": "zero"}, "--padding_mode must be constant or reflect, got"),

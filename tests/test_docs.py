@@ -222,7 +222,6 @@ def project(
     for name in ("benchmarks", *ROOMS, "configs", "docs"):
         shutil.copytree(PROJECT / name, tmp_path / name)
     shutil.copytree(image_folder, tmp_path / "data")
-    shutil.copytree(image_folder, tmp_path / "data" / "cifar10")
     shutil.copytree(image_folder / "test", tmp_path / "photos")
     shutil.copy(image_folder / "test" / "red" / "0.png", tmp_path / "photo.jpg")
     return tmp_path

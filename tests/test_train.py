@@ -280,6 +280,20 @@ def test_fast_dev_run_tries_everything_and_writes_nothing(quick_train: Train) ->
     assert not Path("runs").exists()
 
 
+def test_fast_dev_run_looks_at_the_checkpoint_and_begins_anew(
+    quick_train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick_train(max_epochs=3)
+    before = {path: path.read_bytes() for path in LAST.parent.iterdir()}
+    caplog.set_level("INFO")
+    metrics = quick_train(max_epochs=3, ckpt_path="last", fast_dev_run=True)
+    assert (metrics["epochs"], metrics["max_lr"]) == (1, 0.01)
+    assert f"{LAST} can be gone on from; the trial begins anew" in caplog.messages
+    with pytest.raises(InputError, match="--seed is 1, but the checkpoint was trained"):
+        quick_train(max_epochs=3, ckpt_path="last", fast_dev_run=True, seed=1)
+    assert {path: path.read_bytes() for path in LAST.parent.iterdir()} == before
+
+
 def test_training_on_everything_has_no_best_checkpoint(quick_train: Train) -> None:
     metrics = quick_train(val_size=0, max_epochs=1)
     assert metrics["val/acc"] is None

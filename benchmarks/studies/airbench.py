@@ -1,7 +1,6 @@
 """How fast a script of airbench is on this machine, by its own clock and by ours.
 
-    python benchmarks/studies/airbench.py airbench94_muon.py --data_dir data/cifar10 \
-        --output FILE.csv
+    python benchmarks/studies/airbench.py airbench94_muon.py --output FILE.csv
 
 runs `airbench94.py` or `airbench94_muon.py` of KellerJordan/cifar10-airbench as it is,
 on the images that train.py would take, and adds a row a training to the CSV file.

@@ -1,6 +1,6 @@
 """Which heat map shows best where the network looks.
 
-    python benchmarks/studies/explanations.py --data_dir data/cifar10 --output FILE.csv
+    python benchmarks/studies/explanations.py --output FILE.csv
 
 asks the network of `--ckpt_path`, by default the project's own, where it sees the class
 that it predicts. Three figures say how good such a map is:

@@ -1,6 +1,6 @@
 """How a network does on photos, and on test images that are spoiled a little.
 
-    python benchmarks/studies/photos.py --photos FOLDER --data_dir data/cifar10 \
+    python benchmarks/studies/photos.py --photos FOLDER \
         --output FILE.csv
 
 tests weights, those that come with the project where no `--ckpt_path` is given:

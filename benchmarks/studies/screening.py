@@ -282,7 +282,7 @@ def screening(
     output: str,
     epochs: int = 8,
     base_width: int = 64,
-    data_dir: str = "data/cifar10",
+    data_dir: str = "data",
 ) -> None:
     """Train rows of the design, and put each on record.
 

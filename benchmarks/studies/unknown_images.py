@@ -1,20 +1,30 @@
 """Which score best tells images of known classes from images of none.
 
-    python benchmarks/studies/unknown_images.py --ckpt_path FILE \
-        --data_dir data/cifar10 --output FILE.csv
+    python benchmarks/studies/unknown_images.py --ckpt_path FILE --output FILE.csv
 
-compares scores on the test images of the classes that a network knows and
-on four kinds of images of which it knows none: drawn shapes, uniform noise, test images
-with shuffled pixels, and test images of classes that it has not been trained on, if
-there are such. It adds a row a score and kind to the output file. For the last kind,
-train on some of the classes, here without cat and truck:
+compares scores on the test images of the classes that a network knows and on four kinds
+of images of which it knows none: drawn shapes, uniform noise, test images with shuffled
+pixels, and test images of classes that it has not been trained on, if there are such.
+It adds a row a score and kind to the output file. For the last kind, write CIFAR-10 as
+class folders, and train on some of them, here without cat and truck:
+
+    from pathlib import Path
+    from torchvision.datasets import CIFAR10
+
+    for part in ("train", "test"):
+        images = CIFAR10("data", train=part == "train", download=True)
+        for number, (image, label) in enumerate(images):
+            path = Path("ten", part, images.classes[label], f"{number:05}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
 
     for part in train test; do
-        mkdir -p data/eight/$part
-        ln -s $PWD/data/cifar10/$part/* data/eight/$part
-        rm data/eight/$part/cat data/eight/$part/truck
+        mkdir -p eight/$part
+        ln -s $PWD/ten/$part/* eight/$part
+        rm eight/$part/cat eight/$part/truck
     done
-    python train.py --config configs/seed.yaml --data_dir data/eight --max_epochs 3
+    python train.py --config configs/seed.yaml --data_dir eight --max_epochs 3
+    python benchmarks/studies/unknown_images.py --data_dir ten ...
 
 No threshold is chosen on test images: `threshold` is the score below which 5 % of the
 held-out validation images of the training fall, `known_refused` and `unknown_refused`
