@@ -117,7 +117,8 @@ def _draw_curves(axes: Any, rows: Sequence[Row], metric: str) -> None:
 def _label_epochs(axes: Any, metric: str) -> None:
     is_accuracy = metric.endswith("acc")
     axes.set(xlabel="epoch", ylabel="accuracy (%)" if is_accuracy else "loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.3)
 
 

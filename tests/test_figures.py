@@ -81,6 +81,12 @@ def test_comparison_has_a_line_a_run_that_has_the_metric() -> None:
     assert [first.get_color(), second.get_color()] == ["C0", "C1"]
 
 
+def test_one_epoch_is_one_tick() -> None:
+    [axes] = axes_of(curve_figure([{"epoch": 0, "val/acc": 0.25}], "acc"))
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_samples_have_the_names_of_their_classes() -> None:
     images = torch.randint(256, (9, 32, 32, 3), dtype=torch.uint8)
     figure = samples_figure(images, torch.arange(9) % 2, ["$cat", "dog"])
