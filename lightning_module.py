@@ -288,11 +288,16 @@ def layout(device: torch.device) -> torch.memory_format:
 
 
 def _lay_out_as_weights(optimizer: Optimizer) -> None:
-    """Lay Adam's means out as the weights, whatever device saved them.
+    """Fit Adam's state to this device, whatever device saved it.
 
-    Fused Adam pairs them in the order in which they lie in memory.
+    Whether it is fused is in the state, too. Fused Adam pairs weights and means in the
+    order in which they lie in memory, and counts steps where they are.
     """
+    fused = optimizer.defaults["fused"]
+    for group in optimizer.param_groups:
+        group["fused"] = fused
     for weight, state in optimizer.state.items():
+        state["step"] = state["step"].to(weight.device if fused else "cpu", torch.float)
         for name, value in state.items():
             if value.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(value)

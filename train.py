@@ -95,6 +95,9 @@ def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, 
     if config.compile:
         check_compiler(hardware.device)
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
+    # Lightning's DDP, and graphs by their nature, make gradients on another stream:
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/21567.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     if hardware.device.type == "cpu":
         memory.keep_freed_memory()
     with RunFolder(

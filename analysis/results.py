@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -134,6 +135,8 @@ def _write_report(
         finished = report.read_run(run.path)
         model, images = report.open_run(finished, images=images)
         model = model.to(trainer.strategy.root_device)
+        # Shapes that come a few times are not worth cuDNN's search.
+        torch.backends.cudnn.benchmark = False
         evaluation = evaluate_images(model, *images.test_set)
         _log_pictures(trainer, evaluation)
         report.write_report(finished, evaluation, report.read_images(images))

@@ -254,7 +254,7 @@ class Visit:
             except InputError as error:
                 code, said = 1, str(error)
         row = {"date": today(), "stage": stage, "step": step.name, "exit_code": code}
-        row |= {"seconds": seconds, "said": said, **found, **self.circumstances}
+        row |= {"seconds": seconds, "said": said, **self.circumstances, **found}
         row["command"] = shlex.join(["python", *step.command])
         add_row(self.records / RECORD, row)
         if code == 0:
@@ -326,7 +326,8 @@ class Visit:
         if step.recipe:
             given = Config(**cli.parse(Config, step.command[1:]))
             add_run(folder, step.recipe, given, self.records / "runs.csv")
-        return {name: metrics.get(name) for name in FIGURES} | {"weights": weights}
+        kept = {name: metrics.get(name) for name in (*FIGURES, "precision")}
+        return kept | {"weights": weights}
 
 
 def commands(step: Step) -> list[list[str]]:

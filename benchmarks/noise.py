@@ -9,12 +9,14 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from common.errors import InputError
 from config import Config
 from datamodule import CIFAR10DataModule
 from images.sources import ImageSet
 from machine import memory
-from machine.hardware import Hardware
+from machine.hardware import Hardware, cudnn_benchmark
 from train import build_module
+from training.cuda_graph import CudaGraph
 from training.history import History, TrainingClock
 from training.run_folder import RunFolder
 from training.trainer import build_trainer
@@ -60,8 +62,9 @@ def noise(count: int) -> tuple[Tensor, Tensor]:
 
 
 def prepare(device: str, *, keep_memory: bool = True) -> None:
-    """Set what train.py sets before it trains."""
+    """Set what train.py and its Trainer set before they train."""
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = bool(cudnn_benchmark(torch.device(device)))
     if device == "cpu" and keep_memory:
         memory.keep_freed_memory()
 
@@ -81,6 +84,9 @@ def fit(
         images: The images, set up.
         folder: Of all runs.
         others: Callbacks beside its own.
+
+    Raises:
+        InputError: It did without the CUDA graphs that were asked for.
     """
     run = RunFolder(str(folder), "run", seed=0)
     run.create()
@@ -90,4 +96,7 @@ def fit(
     trainer: Any = build_trainer(config, hardware, run, images, history, clock, None)
     trainer.callbacks += others
     trainer.fit(module, datamodule=images)
+    for callback in trainer.callbacks:
+        if isinstance(callback, CudaGraph) and callback.problem is not None:
+            raise InputError(f"--cuda_graph: not measured, for {callback.problem}")
     return clock

@@ -200,6 +200,7 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
             same_as="deterministic",
             is_stopped=True,
         ),
+        train("graphed", repeatable + " --cuda_graph {graph}", same_as="deterministic"),
         train("half", "{short} --precision {half}"),
         train("compiled", "{short} --compile true"),
         train("nccl", "{short} --strategy ddp"),

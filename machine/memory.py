@@ -39,12 +39,14 @@ def giving_memory_back() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # a Trainer and its callbacks know each other
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         if MEMORY_IS_KEPT.is_set():
             MEMORY_IS_KEPT.clear()
             libc = ctypes.CDLL(None)
             libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
             libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
-            gc.collect()  # a Trainer and its callbacks know each other
             libc.malloc_trim(0)
 
 

@@ -26,6 +26,7 @@ def test_it_is_that_of_a_slow_loop_and_waits_for_nothing() -> None:
     callback = ExponentialAverage(decay=0.5)
     trainer: Any = SimpleNamespace(global_step=0)
     callback.setup(trainer, module, "fit")
+    callback.on_train_start(trainer, module)
     expected: list[Tensor] = []
     for step in range(12):
         trainer.global_step = step + 1
@@ -71,6 +72,7 @@ def test_a_network_without_counters_has_an_average() -> None:
     callback = ExponentialAverage(decay=0.5)
     trainer: Any = SimpleNamespace(global_step=1)
     callback._average_model = AveragedModel(module)
+    callback.on_train_start(trainer, module)
     with torch.no_grad():
         module.weight.add_(1)
     callback.on_train_batch_end(trainer, module)

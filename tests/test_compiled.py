@@ -28,7 +28,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     modes: list[str] = []
     real = torch.compile
 
-    def compile(function: Any, mode: str) -> Any:
+    def compile(function: Any, mode: str, dynamic: bool) -> Any:
+        assert not dynamic
         modes.append(mode)
         return real(function, backend="eager", fullgraph=True)
 
@@ -73,7 +74,7 @@ def test_normalisation_network_and_loss_are_one_graph(eager: list[str]) -> None:
         assert name in text
 
 
-def _compile_with(backend: Any, function: Any, mode: str) -> Any:
+def _compile_with(backend: Any, function: Any, mode: str, dynamic: bool) -> Any:
     return torch._dynamo.optimize(backend, nopython=True)(function)
 
 

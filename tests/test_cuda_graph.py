@@ -1,5 +1,6 @@
 """CUDA graphs without a GPU: why there are none, and what is done with a mocked one."""
 
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -131,9 +132,27 @@ def test_a_module_that_cannot_be_captured_stays_as_it_was(
 
 
 def test_the_graphs_go_when_the_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", mocked_graphs)
+    made: list[weakref.ref[torch.nn.Module]] = []
+
+    def note(step: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        made.append(weakref.ref(step))
+        mocked_graphs(step, inputs)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", note)
     module, trainer = make_module(), pl.Trainer(accelerator="cpu", barebones=True)
     capture(module, batch(0))
     assert "objective" in vars(module)
     CudaGraph().on_train_end(trainer, module)
     assert "objective" not in vars(module)
+    assert made[0]() is None  # nor is what holds their memory
+
+
+def test_a_run_captures_before_its_first_step(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", mocked_graphs)
+    monkeypatch.setattr("training.cuda_graph.obstacle", lambda _: None)
+    quick_train()
+    expected = weights()
+    quick_train(cuda_graph=True, overwrite=True)
+    assert_same(weights(), expected)

@@ -246,6 +246,23 @@ def test_every_batch_norm_counts_its_batches(shared: bool) -> None:
     assert counts == [3] * 8
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_adam_is_fused_as_here_whatever_device_saved_it(fused: bool) -> None:
+    module, images = make_module(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    optimizer = module.make_optimizer()
+    module(images).sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        group["fused"] = fused  # False is a Mac's
+    other = make_module().make_optimizer()
+    other.load_state_dict(saved)
+    assert [group["fused"] for group in other.param_groups] == [True, True]
+    for state in other.state.values():
+        assert state["step"].dtype == torch.float32
+        assert state["step"].device == CPU
+
+
 def test_a_second_test_counts_anew() -> None:
     images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8)
     batches: Any = TensorDataset(images, torch.arange(10) % 3)

@@ -34,6 +34,9 @@ class ExponentialAverage(WeightAveraging):
         """Give the averages the weights' type, which bf16-true has changed since."""
         if self._average_model is not None:
             self._average_model.to(next(pl_module.parameters()).dtype)
+            # Listed once: to walk through the modules takes longer than to average.
+            self._averages = _tensors(self._average_model.module)
+            self._weights = _tensors(pl_module)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -44,7 +47,7 @@ class ExponentialAverage(WeightAveraging):
         if self._average_model is None or step <= self._latest_update_step:
             return
         self._latest_update_step = step
-        averages, weights = _tensors(self._average_model.module), _tensors(pl_module)
+        averages, weights = self._averages, self._weights
         new = 1 - kept(step - 1, self.decay)
         # What does not change, as the mean of the images, stays to the last bit.
         torch._foreach_lerp_(averages[True], weights[True], new)

@@ -22,7 +22,9 @@ def compile_objective(module: Any, mode: Compile) -> None:
         mode: Of torch.compile; True is "default".
     """
     name = "default" if mode is True else str(mode)
-    compiled: Objective = torch.compile(module.objective, mode=name)
+    # One batch size a run: without `dynamic` a second run in the same process, with
+    # another, would get kernels for all sizes, which are slower.
+    compiled: Objective = torch.compile(module.objective, mode=name, dynamic=False)
     module.objective = replaying(compiled) if name == "reduce-overhead" else compiled
 
 

@@ -6,6 +6,7 @@ into the memory of the first; loss, accuracy and gradients come out as without a
 Adam stays outside, as it gets another learning rate and another beta at every step.
 """
 
+import gc
 import logging
 from typing import Any
 
@@ -22,31 +23,34 @@ log = logging.getLogger(__name__)
 
 
 class CudaGraph(Callback):
-    """Captures the graphs at the first batch; without them a run trains as usual."""
+    """Captures the graphs before the first step; without them a run trains as usual.
 
-    def __init__(self) -> None:
-        self.is_asked = True
+    Attributes:
+        problem: Why there are none; None where there are.
+    """
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, *_: Any
+    problem: str | None = None
+
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        """Capture, or say why not, once."""
-        if not self.is_asked:
-            return
-        self.is_asked = False
-        problem = obstacle(trainer)
-        if problem is None:
+        """Capture with some batch, or say why not."""
+        self.problem = obstacle(trainer)
+        if self.problem is None:
+            loader: Any = trainer.train_dataloader
+            batch: Batch = next(iter(loader))
             # Under the autocast of every step.
             with trainer.precision_plugin.train_step_context():
-                problem = capture(pl_module, batch)
-        if problem is not None and trainer.is_global_zero:
+                self.problem = capture(pl_module, batch)
+        if self.problem is not None and trainer.is_global_zero:
             log.warning(
-                f"--cuda_graph is left out, the training is as usual: {problem}"
+                f"--cuda_graph is left out, the training is as usual: {self.problem}"
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the memory of the graphs back."""
         vars(pl_module).pop("objective", None)
+        gc.collect()  # a graphed function and its module know each other
 
 
 def obstacle(trainer: pl.Trainer) -> str | None:
@@ -74,8 +78,11 @@ def capture(module: Any, batch: Batch) -> str | None:
     step = Objective(module)
     before = [buffer.clone() for buffer in module.buffers()]
     inputs = tuple(part.clone() for part in batch)  # those that are filled again
+    # A capture that fails leaves its own stream the current one.
+    stream = torch.cuda.current_stream() if batch[0].is_cuda else None
     try:
-        torch.cuda.make_graphed_callables(step, inputs)
+        with torch.cuda.stream(stream):
+            torch.cuda.make_graphed_callables(step, inputs)
     except RuntimeError as error:
         if is_out_of_memory(error):
             torch.cuda.empty_cache()
