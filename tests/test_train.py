@@ -17,11 +17,13 @@ from pytorch_lightning import Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from analysis.report import open_run, read_run
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
 from custom_resnet import whitening_filters
 from datamodule import CIFAR10DataModule
+from images.augmentation import Augmentation
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from train import build_module, load_images, train
@@ -251,6 +253,53 @@ def test_tensorboard_holds_what_the_readme_says(quick_train: Train) -> None:
         *("test/acc", "test"),
         "curves/acc",
     )
+
+
+def test_every_flag_gets_to_what_it_is_for(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_images = {"batch_size": 17, "val_size": 9, "seed": 7}
+    augmentation = Augmentation(2, "constant", "random", 6, 0.3)
+    of_module = {
+        **{"lr": 0.02, "weight_decay": 0.11, "label_smoothing": 0.12},
+        **{"base_width": 3, "tta": "flip", "logit_scale": 0.5},
+    }
+    of_trainer = {
+        **{"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1},
+        **{"max_epochs": 1, "deterministic": True},
+    }
+    given: dict[str, Any] = {}
+    seen: list[Any] = []
+
+    def make_trainer(**flags: Any) -> Trainer:
+        given.update(flags)
+        return Trainer(**flags)
+
+    def note(config: Config, images: CIFAR10DataModule, *others: Any) -> Any:
+        seen[:] = [images, build_module(config, images, *others)]
+        return seen[1]
+
+    monkeypatch.setattr("training.trainer.pl.Trainer", make_trainer)
+    monkeypatch.setattr("train.build_module", note)
+    quick_train(**of_images, **augmentation._asdict(), **of_module, **of_trainer)
+    images, module = seen
+    _, reported = open_run(read_run(Path("runs/run")))
+    for found in (images, reported):
+        assert {flag: getattr(found, flag) for flag in of_images} == of_images
+        assert found.augmentation == augmentation
+    assert {flag: module.hparams[flag] for flag in of_module} == of_module
+    assert {flag: given[flag] for flag in of_trainer} == of_trainer
+
+
+def test_the_seed_decides_the_weights(image_folder: Path) -> None:
+    config = Config(lr=0.02, data_dir=str(image_folder), base_width=3, batch_size=16)
+    images = load_images(config)
+    one, same, other = (
+        build_module(replace(config, seed=seed), images).net.state_dict()
+        for seed in (7, 7, 8)
+    )
+    assert_same(one, same)
+    assert not torch.equal(one["fc.weight"], other["fc.weight"])
 
 
 def test_a_table_that_a_spreadsheet_has_open_costs_no_epoch(
