@@ -66,6 +66,21 @@ def test_the_numbers_are_those_of_the_training(
     assert plain["test/acc"] == metrics["test/acc"]
 
 
+def test_labels_are_those_of_the_network_also_where_a_class_is_missing(
+    checkpoint: Path, image_folder: Path
+) -> None:
+    flags: dict[str, Any] = {"accelerator": "cpu", "batch_size": 32}
+    whole = evaluate.evaluate(
+        str(checkpoint), split_dir=str(image_folder / "test"), **flags
+    )
+    shutil.copytree(image_folder / "test", "some")
+    shutil.rmtree("some/blue")  # the first
+    some = evaluate.evaluate(str(checkpoint), split_dir="some", **flags)
+    assert some["classes"]["blue"] == {"acc": None, "images": 0}
+    for name in ("green", "red"):
+        assert some["classes"][name] == whole["classes"][name]
+
+
 def test_averaged_weights_are_what_is_tested(
     quick_train: Train, image_folder: Path
 ) -> None:

@@ -293,6 +293,12 @@ def test_what_is_wrong_with_a_folder_is_named(
     assert named in refusal(small_folder)
 
 
+def test_a_class_that_the_validation_images_lack_is_named(small_folder: Path) -> None:
+    shutil.copytree(small_folder / "train", small_folder / "val")
+    shutil.rmtree(small_folder / "val" / "cat")
+    assert "class 'cat' is in train/ but not in val/" in refusal(small_folder)
+
+
 @posix
 def test_a_class_that_is_a_broken_link_is_not_passed_over(small_folder: Path) -> None:
     for split in ("train", "test"):
@@ -334,6 +340,10 @@ def test_hidden_files_and_folders_named_like_images_are_passed_over(
 ) -> None:
     for split in ("train", "test"):
         (small_folder / split / ".ipynb_checkpoints").mkdir()
+        for litter in ("@eaDir", "__MACOSX"):  # of a NAS, and of a Mac
+            for place in (small_folder / split, small_folder / split / "cat"):
+                (place / litter).mkdir()
+                shutil.copy(small_folder / split / "dog" / "0.png", place / litter)
         (small_folder / split / "cat" / "._0.png").write_text("of a Mac")
         (small_folder / split / "cat" / "notes.txt").write_text("no image")
         (small_folder / split / "cat" / "x.png").mkdir()
