@@ -48,7 +48,7 @@ SAMPLES = 10  # training images that are shown
 PAIRS = 10  # most confused pairs that are named
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 NUMBERED = 25  # classes whose confusion matrix has legible numbers
-# A place on this machine, or in its network: /home/me/x, ~me/x, C:\\x, //server/x.
+# A place on this machine, or in its network: /home/me/x, ~me/x, C:\x, //server/x.
 OF_MACHINE = re.compile(r"(file:|~[^/\\]*|[A-Za-z]:)?[/\\]")
 
 
