@@ -65,7 +65,7 @@ TABLES = (
         "ablation",
         lambda: steps_tables(read_runs(RESULTS / "ablation.csv")),
     ),
-    Table("docs/lab/accuracy.md", "screening", screening.table),
+    Table("docs/lab/accuracy.md", "screening", screening.tables),
     Table("docs/lab/explanations.md", "results", explanations.table),
     Table("docs/lab/learning_rate.md", "results", lr_rules.picks_table),
     Table("docs/lab/learning_rate.md", "lr_small", lr_small.table),

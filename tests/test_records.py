@@ -81,8 +81,8 @@ def test_numbers_and_words_are_read_as_they_were_written() -> None:
 
 
 def test_records_that_still_grow_keep_their_form() -> None:
-    for name in ("lr_small", "screening"):
-        file = RESULTS / f"2026-11-25_{name}_cpu.csv"
+    for name in ("2026-11-25_lr_small_cpu", "2026-11-26_photos_cpu"):
+        file = RESULTS / f"{name}.csv"
         content = file.read_bytes()
         Path("copy.csv").write_bytes(content)
         [last] = read_rows(file, text=[*read_rows(file)]).tail(1).to_dict("records")
@@ -137,7 +137,7 @@ def test_another_file_is_refused(content: bytes, message: str) -> None:
         (small_maps.small_maps, "--output FILE"),
         (scale.scale, "--output FILE"),
         (unknown_images.unknown_images, "--output FILE --ckpt_path none.ckpt"),
-        (screening.screening, "0 --work work --output FILE"),
+        (screening.screening, "first --output FILE"),
     ],
 )
 def test_every_measurement_refuses_it_at_once(

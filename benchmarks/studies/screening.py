@@ -1,46 +1,40 @@
-"""Which changes of the recipe pay: a two-level design in which every run counts.
+"""Which changes of the recipe pay: designs in which every run says something of all.
 
-    python benchmarks/studies/screening.py 0 1 2 --work DIR --output FILE.csv
+    python benchmarks/studies/screening.py first --output FILE.csv --device cuda
+    python benchmarks/studies/screening.py first --output FILE.csv --rows [0,1,2]
 
-trains rows of a Plackett-Burman design on 40,000 images of CIFAR-10 and judges each on
-the 10,000 others. Every factor is at its upper level in half of the rows, and any two
-factors meet at all pairs of levels equally often, so twelve rows say as much of each
-factor as twelve runs for it alone would. Rows 12 to 23 are the first twelve with all
-levels turned round; with them no effect of a factor is mixed with that of a pair.
+trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of CIFAR-10
+and judges each on the 10,000 others. The first design has many factors; the second has
+those that were left, at levels about the best of the first. What is judged is the loss
+at the temperature that suits it best: it tells recipes apart far sooner than accuracy
+does. Rows that are on record in FILE are not trained again.
 
-What is judged is the loss at the temperature that suits it best: it tells recipes apart
-far sooner than accuracy does. All rows start from whitening filters, share the seed,
-and are scaled at the logits, which a first trial found to pay.
-
-An epoch that is done is kept in DIR, and the same command goes on behind it. `effects`
-says what the rows on record show.
+`effects` of factorial.py says what the rows on record show.
 """
 
+import copy
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from scipy import stats
-from scipy.linalg import circulant
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.corruptions import through_jpeg
+from benchmarks.factorial import Factors, Row, design, effects
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli
 from common.errors import InputError
-from common.files import expanded, replacing
+from common.files import expanded
 from config import IMAGE_SIZE
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
@@ -48,44 +42,43 @@ from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 from machine import provenance
 
-RECORD = RESULTS / "2026-11-25_screening_cpu.csv"
+RECORD = RESULTS / "2026-11-26_screening_cuda.csv"
 HELD_OUT = 10_000  # images
-SMOOTHING = 0.2
-CPU = torch.device("cpu")
-# Factor: its lower and its upper level.
-FACTORS: dict[str, tuple[Any, Any]] = {
-    "logit_scale": (0.25, 0.125),
-    "batch_size": (256, 128),
-    "beta2": (0.999, 0.99),  # of Adam
-    "cutout": (8, 12),  # pixels
-    "colour_jitter": (0.0, 0.15),  # largest change of brightness and contrast
-    "cutmix": (0.0, 0.25),  # share of the batches
-    "weight_decay": (0.2, 0.5),
-    "residual_gain": (1.0, 0.2),  # at the start, of the last norm of a residual
-    "dirac": (False, True),  # convolutions start by handing their input on
-    "norm_momentum": (0.1, 0.3),
-    "pct_start": (5 / 24, 0.1),
-}
 # What goes with a level: the rate that suits a batch size, the eps that suits a beta2.
 LRS = {256: 0.0035, 128: 0.0025}
 EPS = {0.999: 1e-8, 0.99: 1e-5}
-# First row of the design for twelve runs (Plackett and Burman, Biometrika 33, 1946).
-GENERATOR = (1, 1, -1, 1, 1, 1, -1, -1, -1, 1, -1)
-
-Row = dict[str, Any]  # factor: its level
 
 
-def design() -> list[Row]:
-    """The levels of all 24 rows."""
-    shifted = torch.from_numpy(circulant(GENERATOR)).T
-    half = torch.cat([shifted, -torch.ones(1, len(GENERATOR), dtype=shifted.dtype)])
-    return [
-        {
-            name: levels[sign > 0]
-            for sign, (name, levels) in zip(signs, FACTORS.items(), strict=True)
-        }
-        for signs in torch.cat([half, -half]).tolist()
-    ]
+class Study(NamedTuple):
+    """A design: the levels that all rows share, and those of the factors."""
+
+    base: Row
+    factors: Factors
+
+
+# Factor: its lower level, that of configs/best.yaml or about it, and its upper.
+FIRST: dict[str, tuple[Any, Any]] = {
+    "whiten": (False, True),  # filters that whiten patches start the first convolution
+    "logit_scale": (0.25, 0.125),
+    "batch_size": (256, 128),
+    "lr": (1.0, 1.5),  # times that of the batch size
+    "beta2": (0.999, 0.99),  # of Adam
+    "weight_decay": (0.2, 0.5),
+    "label_smoothing": (0.2, 0.1),
+    "ema_decay": (0.0, 0.99),  # of an average of the weights; 0 for none
+    "pct_start": (5 / 24, 0.1),
+    "anneal": ("linear", "cos"),
+    "bias_lr": (1.0, 8.0),  # learning rate of batch norm's biases, times the other
+    "residual_gain": (1.0, 0.2),  # at the start, of the last norm of a residual
+    "dirac": (False, True),  # convolutions start by handing their input on
+    "norm_momentum": (0.1, 0.3),
+    "cutout": (8, 12),  # pixels
+    "colour_jitter": (0.0, 0.15),  # largest change of brightness and contrast
+    "cutmix": (0.0, 0.25),  # share of the batches
+    "mixup": (0.0, 0.25),  # likewise
+    "photo_like": (0.0, 0.25),  # share of the images
+}
+STUDIES = {"first": Study({}, FIRST)}
 
 
 def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
@@ -96,9 +89,10 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
         images: Normalised images (N, 3, 32, 32), to whiten.
         base_width: Channels of the first convolution.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(row["seed"])
     net = CustomResNet(base_width=base_width)
-    net.whiten(images)
+    if row["whiten"]:
+        net.whiten(images.cpu())
     _, *others = [part for part in net.modules() if isinstance(part, nn.Conv2d)]
     with torch.no_grad():
         for conv in others if row["dirac"] else ():
@@ -109,7 +103,7 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = row["norm_momentum"]
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -117,33 +111,38 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
     if not strength:
         return images
     draws = torch.rand((2, len(images), 1, 1, 1), generator=generator)
-    gain, shift = (strength * (2 * draws - 1)).unbind()
+    gain, shift = (strength * (2 * draws - 1)).to(images.device).unbind()
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     changed: Tensor = (images - middle) * (1 + gain) + middle + 2 * shift
     return changed
 
 
-def cutmix(
-    images: Tensor, labels: Tensor, share: float, generator: torch.Generator
+def mix(
+    images: Tensor, labels: Tensor, row: Row, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """In some batches, a box of each image from another one (arXiv 1905.04899).
+    """In some batches, add to each image some of another one.
+
+    With CutMix (arXiv 1905.04899) that is a box in its place, with mixup
+    (arXiv 1710.09412) some of its light.
 
     Args:
         images: (B, 3, 32, 32).
         labels: int64 (B,).
-        share: In how many of the batches.
+        row: `cutmix` and `mixup`, the shares of the batches.
         generator: Decides.
 
     Returns:
-        The images, the labels of what is in the boxes, and the area of a box as a share
-        of the image.
+        The images, the labels of what is added, and how much of an image that is.
     """
-    if torch.rand((), generator=generator) >= share:
+    dice, share = torch.rand(2, generator=generator).tolist()
+    if dice >= row["cutmix"] + row["mixup"]:
         return images, labels, 0.0
-    side = int(IMAGE_SIZE * (1 - torch.rand((), generator=generator)).sqrt())
+    other = torch.randperm(len(images), generator=generator).to(images.device)
+    if dice >= row["cutmix"]:
+        return images.lerp(images[other], share), labels[other], share
+    side = int(IMAGE_SIZE * (1 - share) ** 0.5)
     places = torch.randint(IMAGE_SIZE + 1 - side, (2,), generator=generator)
     top, left = places.tolist()
-    other = torch.randperm(len(images), generator=generator)
     box = (..., slice(top, top + side), slice(left, left + side))
     mixed = images.clone()
     mixed[box] = images[other][box]
@@ -157,261 +156,306 @@ def best_loss(scores: Tensor, labels: Tensor) -> float:
         scores: float (N, C), logits.
         labels: int64 (N,).
     """
+    scores, labels = scores.double().cpu(), labels.cpu()
 
     def loss(sharpness: float) -> float:
-        return float(F.cross_entropy(scores.double() * 2**sharpness, labels))
+        return float(F.cross_entropy(scores * 2**sharpness, labels))
 
     return float(minimize_scalar(loss, bounds=(-3, 6), method="bounded").fun)
 
 
 class Training:
-    """A row of the design, trained epoch after epoch on a CPU.
+    """A row of a design, trained epoch after epoch without a trainer.
 
     Args:
-        row: The levels.
+        row: The levels, and the seed.
         images: The data module, set up.
         epochs: Length of the training.
         base_width: Channels of the first convolution.
+        device: What trains.
     """
 
     def __init__(
-        self, row: Row, images: CIFAR10DataModule, epochs: int, base_width: int
+        self,
+        row: Row,
+        images: CIFAR10DataModule,
+        epochs: int,
+        base_width: int,
+        device: torch.device,
     ) -> None:
-        self.row, self.epoch = row, 0
-        self.mean = 255 * torch.tensor(images.mean).view(1, 3, 1, 1)
-        self.std = 255 * torch.tensor(images.std).view(1, 3, 1, 1)
-        # In class folders these are of one class, whose patches are much like all.
-        sample = self._normalised(images.train_set[0][:5000].permute(0, 3, 1, 2))
-        self.net = build_net(row, sample, base_width)
+        self.row, self.device, self.epochs = row, device, epochs
+        self.mean = 255 * torch.tensor(images.mean, device=device).view(1, 3, 1, 1)
+        self.std = 255 * torch.tensor(images.std, device=device).view(1, 3, 1, 1)
+        pixels, labels = images.train_set
+        some = pixels[:: -(-len(pixels) // 5000)].permute(0, 3, 1, 2)
+        self.net = build_net(row, self._normalised(some.to(device)), base_width)
+        self.average = copy.deepcopy(self.net) if row["ema_decay"] else self.net
         self.batches = TrainLoader(
-            *images.train_set,
+            pixels,
+            labels,
             batch_size=row["batch_size"],
-            augmentation=Augmentation(4, "reflect", "alternate", row["cutout"]),
+            augmentation=Augmentation(
+                4, "reflect", "alternate", row["cutout"], row["photo_like"]
+            ),
             fill=(255 * torch.tensor(images.mean)).round().to(torch.uint8),
-            seed=0,
-            device=CPU,
+            seed=row["seed"],
+            device=device,
         )
-        self.held_out = EvalLoader(*images.val_set, batch_size=500, device=CPU)
-        lr, beta2 = LRS[row["batch_size"]], row["beta2"]
-        weights = [p for p in self.net.parameters() if p.ndim > 1]
-        norms = [p for p in self.net.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": weights, "weight_decay": row["weight_decay"]},
-                {"params": norms, "weight_decay": 0.0},
-            ],
+        steps = epochs * len(self.batches)
+        self.optimizer, self.schedule = self._make_optimizer(steps)
+
+    def _make_optimizer(self, steps: int) -> tuple[Any, Any]:
+        row, named = self.row, [*self.net.named_parameters()]
+        norms = [(name, p) for name, p in named if p.ndim == 1]
+        lr, beta2 = row["lr"] * LRS[row["batch_size"]], row["beta2"]
+        groups = [
+            {
+                "params": [p for _, p in named if p.ndim > 1],
+                "weight_decay": row["weight_decay"],
+            },
+            {"params": [p for name, p in norms if name.endswith("weight")]},
+            {"params": [p for name, p in norms if name.endswith("bias")]},
+        ]
+        optimizer = torch.optim.Adam(
+            groups,
             lr=lr,
             betas=(0.9, beta2),
             eps=EPS[beta2],
             decoupled_weight_decay=True,
             fused=True,
         )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=lr,
-            total_steps=epochs * len(self.batches),
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=[lr, lr, row["bias_lr"] * lr],
+            total_steps=steps,
             pct_start=row["pct_start"],
-            anneal_strategy="linear",
+            anneal_strategy=row["anneal"],
         )
+        return optimizer, schedule
 
-    def train_epoch(self) -> None:
-        """Train one more epoch."""
+    def train(self) -> None:
+        """Train from the first epoch to the last."""
         self.net.train()
-        self.batches.set_epoch(self.epoch)
-        draws = torch.Generator().manual_seed(1000 + self.epoch)
-        for raw, labels in self.batches:
-            images = jitter(self._normalised(raw), self.row["colour_jitter"], draws)
-            images, others, share = cutmix(images, labels, self.row["cutmix"], draws)
-            logits = self._logits(images)
-            loss = torch.zeros(())
-            for targets, part in ((labels, 1 - share), (others, share)):
-                loss = loss + part * F.cross_entropy(
-                    logits, targets, label_smoothing=SMOOTHING
-                )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-        self.epoch += 1
+        for epoch in range(self.epochs):
+            self.batches.set_epoch(epoch)
+            draws = torch.Generator().manual_seed(1000 * self.row["seed"] + epoch)
+            for raw, labels in self.batches:
+                self._step(raw, labels, draws)
 
-    @torch.inference_mode()
-    def evaluate(self) -> dict[str, float]:
-        """Accuracy and best loss on the held-out images, without and with flip TTA."""
-        self.net.eval()
+    def _step(self, raw: Tensor, labels: Tensor, draws: torch.Generator) -> None:
+        row, smoothing = self.row, self.row["label_smoothing"]
+        images = jitter(self._normalised(raw), row["colour_jitter"], draws)
+        images, others, share = mix(images, labels, row, draws)
+        logits = self._logits(self.net, images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if share:
+            other = F.cross_entropy(logits, others, label_smoothing=smoothing)
+            loss = torch.lerp(loss, other, share)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        if row["ema_decay"]:
+            self._follow()
+
+    def _follow(self) -> None:
+        pairs = [
+            (mean, value.detach())
+            for mean, value in zip(
+                self.average.state_dict().values(),
+                self.net.state_dict().values(),
+                strict=True,
+            )
+            if value.is_floating_point()
+        ]
+        means, values = map(list, zip(*pairs, strict=True))
+        torch._foreach_lerp_(means, values, 1 - self.row["ema_decay"])
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Accuracy and best loss without and with flip TTA.
+
+        Args:
+            images: uint8 (N, 32, 32, 3).
+            labels: int64 (N,).
+        """
+        self.average.eval()
         plain, flipped = [], []
-        for raw, _ in self.held_out:
-            images = self._normalised(raw)
-            plain.append(self._logits(images))
-            flipped.append(plain[-1] + self._logits(images.flip(3)))
-        labels, found = self.held_out.labels, {}
-        for name, parts in (("val", plain), ("val_tta", flipped)):
-            scores = torch.cat(parts)
-            found[f"{name}/acc"] = float((scores.argmax(1) == labels).float().mean())
-            found[f"{name}/loss"] = best_loss(scores, labels)
+        with torch.inference_mode():
+            for raw, _ in EvalLoader(
+                images, labels, batch_size=500, device=self.device
+            ):
+                part = self._normalised(raw)
+                plain.append(self._logits(self.average, part))
+                flipped.append(plain[-1] + self._logits(self.average, part.flip(3)))
+        found = {}
+        for name, parts in (("", plain), ("_tta", flipped)):
+            scores = torch.cat(parts).cpu()
+            found[f"acc{name}"] = float((scores.argmax(1) == labels).float().mean())
+            found[f"loss{name}"] = best_loss(scores, labels)
         return found
 
-    def save(self, path: Path) -> None:
-        """Keep all that the next epoch depends on."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        with replacing(path) as file:
-            torch.save({"epoch": self.epoch, **parts}, file)
-
-    def load(self, path: Path) -> None:
-        """Go on behind the epoch that was kept."""
-        state = torch.load(path, weights_only=True)
-        self.epoch = state["epoch"]
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"net": self.net, "optimizer": self.optimizer}
-        return parts | {"schedule": self.schedule}
-
     def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+        return (images - self.mean) / self.std
 
-    def _logits(self, images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            logits: Tensor = self.net(images)
+    def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits: Tensor = net(images)
         return float(self.row["logit_scale"]) * logits.float()
 
 
+def as_jpeg(images: Tensor, quality: int = 75) -> Tensor:
+    """What JPEG files of images hold: uint8 (N, 32, 32, 3)."""
+    spoiled = [through_jpeg(image.permute(2, 0, 1), quality) for image in images]
+    return torch.stack(spoiled).permute(0, 2, 3, 1)
+
+
 def screening(
-    rows: list[int],
-    work: str,
+    designs: list[str],
     output: str,
-    epochs: int = 8,
+    rows: list[int] | None = None,
+    seed: int = 0,
+    epochs: int = 24,
     base_width: int = 64,
     data_dir: str = "data",
+    device: str = "cpu",
 ) -> None:
-    """Train rows of the design, and put each on record.
+    """Train rows of designs, and put each on record.
 
     Args:
-        rows: Which ones, from 0 to 23.
-        work: Folder of the epochs that are done.
+        designs: Their names, first or second.
         output: CSV file to which the rows are added.
+        rows: Which ones, from 0; null for all.
+        seed: Of weights, order and augmentation.
         epochs: Length of a training.
         base_width: Channels of the first convolution.
         data_dir: Folder of the images.
+        device: What trains, such as cpu or cuda.
 
     Raises:
         InputError: There is no such row, or the file is of something else.
     """
-    if not {*rows} <= {*range(24)}:
-        raise InputError(f"rows must be from 0 to 23, got {' '.join(map(str, rows))}")
-    read_rows(expanded(output), "row", *FACTORS)  # refused before the work
+    wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
+    record, place = expanded(output), torch.device(device)
+    done = read_rows(record, "design", "row", "seed")
     # Batches are made in `Training`.
     images = CIFAR10DataModule(data_dir=data_dir, val_size=HELD_OUT, batch_size=1)
     images.prepare_data()
     images.setup()
-    expanded(work).mkdir(parents=True, exist_ok=True)
-    for number in rows:
-        row = design()[number]
-        training = Training(row, images, epochs, base_width)
-        kept = expanded(work) / f"row{number}_{epochs}.pt"
-        if kept.exists():
-            training.load(kept)
-        while training.epoch < epochs:
-            started = time.perf_counter()
-            training.train_epoch()
-            training.save(kept)
-            seconds = time.perf_counter() - started
-            print(f"row {number}: epoch {training.epoch}/{epochs}, {seconds:.0f} s")
-        found = training.evaluate()
-        print(f"row {number}: {found}", flush=True)
-        circumstances = {
-            "date": today(),
-            "device": provenance.device_name(CPU),
-            "versions": provenance.versions(CPU),
-            "commit": provenance.commit(),
+    pixels, labels = images.val_set
+    judged = {"val": pixels, "jpeg": as_jpeg(pixels)}
+    circumstances = {
+        "date": today(),
+        "device": provenance.device_name(place),
+        "versions": provenance.versions(place),
+        "commit": provenance.commit(),
+    }
+    torch.backends.cudnn.benchmark = True
+    for name, number in wanted:
+        same = {"design": name, "row": number, "seed": seed}
+        if len(done) and (done[[*same]] == pd.Series(same)).all(axis=1).any():
+            continue
+        base, factors = STUDIES[name]
+        row = base | design(factors)[number] | {"seed": seed}
+        training = Training(row, images, epochs, base_width, place)
+        training.train()
+        found = {
+            f"{which}/{response}": value
+            for which, shown in judged.items()
+            for response, value in training.evaluate(shown, labels).items()
         }
-        settings = {"row": number, "epochs": epochs, "base_width": base_width}
-        add_row(expanded(output), {**settings, **row, **found, **circumstances})
+        print(f"{name} {number}, seed {seed}: {found}", flush=True)
+        settings = {**same, "epochs": epochs, "base_width": base_width}
+        add_row(record, {**settings, **row, **found, **circumstances})
 
 
-def effects(rows: pd.DataFrame, response: str) -> pd.DataFrame:
-    """What the upper level of each factor adds to a response, by least squares.
+def numbers_of(name: str, rows: list[int] | None) -> list[int]:
+    """The rows of a design that are asked for.
 
-    With twelve rows nothing is left to tell chance by. The standard error then follows
-    from the small effects (Lenth, Technometrics 31, 1989), else from what the effects
-    leave unexplained.
-
-    Args:
-        rows: Those on record, twelve or more, of which the first twelve are the design.
-        response: A column of them.
-
-    Returns:
-        A row a factor: `effect`, `error` and `p`, two-sided.
+    Raises:
+        InputError: There is no such design, or row.
     """
-    signs = np.array([[row[f] == FACTORS[f][1] for f in FACTORS] for row in design()])
-    levels = 2.0 * signs[rows["row"].to_numpy()] - 1
-    plan = np.column_stack([np.ones(len(rows)), levels])
-    values = rows[response].to_numpy(dtype=float)
-    halves, *_ = np.linalg.lstsq(plan, values)
-    found = 2 * halves[1:]
-    freedom: float = len(rows) - plan.shape[1]
-    if freedom:
-        variance = np.square(values - plan @ halves).sum() / freedom
-        errors = 2 * np.sqrt(variance * np.diag(np.linalg.inv(plan.T @ plan))[1:])
-    else:
-        freedom, errors = len(found) / 3, np.full(len(found), _lenth(found))
-    p = 2 * stats.t.sf(np.abs(found) / errors, freedom)
-    columns = {"effect": found, "error": errors, "p": p}
-    return pd.DataFrame(columns, index=pd.Index(FACTORS, name="factor"))
-
-
-def _lenth(found: NDArray[np.float64]) -> float:
-    """Standard error of effects of which most are nothing but chance."""
-    sizes = np.abs(found)
-    small = sizes[sizes < 2.5 * 1.5 * np.median(sizes)]
-    return float(1.5 * np.median(small))
-
-
-def read_finished() -> pd.DataFrame | None:
-    """The rows on record; None while they are too few to say anything."""
-    rows = read_rows(RECORD, "row", *FACTORS).drop_duplicates("row").sort_values("row")
-    return rows if {*range(12)} <= {*rows["row"]} else None
-
-
-def table() -> str:
-    """A row a factor: its levels, and what the upper one adds."""
-    rows = read_finished()
+    if name not in STUDIES:
+        raise InputError(f"{name} is no design; give one of {', '.join(STUDIES)}")
+    count = len(design(STUDIES[name].factors))
     if rows is None:
-        done = read_rows(RECORD, "row", *FACTORS)["row"].nunique()
-        return f"{done} of the first 12 rows are on record, and all are needed."
-    losses = (1000 * effects(rows, "val/loss")[["effect", "error"]]).to_numpy()
-    accuracies = (100 * effects(rows, "val/acc")[["effect", "error"]]).to_numpy()
-    chances = effects(rows, "val/loss")["p"].to_numpy()
+        return [*range(count)]
+    if not {*rows} <= {*range(count)}:
+        given = ", ".join(map(str, rows))
+        raise InputError(f"--rows must be from 0 to {count - 1}, got {given}")
+    return rows
+
+
+def read_finished(file: Path = RECORD) -> dict[str, pd.DataFrame]:
+    """The rows on record by their design; of those that are all there."""
+    rows = read_rows(file, "design", "row", "seed")
+    found = {name: rows[rows["design"] == name] for name in STUDIES}
+    return {
+        name: same
+        for name, same in found.items()
+        if {*range(len(design(STUDIES[name].factors)))} <= {*same["row"]}
+    }
+
+
+def tables(file: Path = RECORD) -> str:
+    """A row a factor of each design: its levels, and what the upper one adds."""
+    made = [table(name, rows) for name, rows in read_finished(file).items()]
+    return "\n\n".join(made) or "No design is on record as a whole."
+
+
+def table(name: str, rows: pd.DataFrame) -> str:
+    """The table of a design."""
+    factors = STUDIES[name].factors
+    losses, tta, hits, jpeg = (
+        effects(rows, response, factors)
+        for response in ("val/loss", "val/loss_tta", "val/acc", "jpeg/acc")
+    )
     cells = [
         {
-            "factor": f"`{name}`",
-            "from": f"{FACTORS[name][0]:.3g}",
-            "to": f"{FACTORS[name][1]:.3g}",
-            "loss, 1/1000": "{:+.2f} ± {:.2f}".format(*loss),
-            "p": f"{p:.2g}",
-            "accuracy, points": "{:+.2f} ± {:.2f}".format(*accuracy),
+            "factor": f"`{factor}`",
+            "from": level(low),
+            "to": level(high),
+            "loss, 1/1000": with_error(1000 * losses.loc[factor]),
+            "p": f"{losses['p'][factor]:.2g}",
+            "with flip TTA": with_error(1000 * tta.loc[factor]),
+            "accuracy, points": with_error(100 * hits.loc[factor]),
+            "of JPEG 75": with_error(100 * jpeg.loc[factor]),
         }
-        for name, loss, p, accuracy in zip(
-            FACTORS, losses, chances, accuracies, strict=True
-        )
+        for factor, (low, high) in factors.items()
     ]
-    places = ", ".join(rows["device"].unique())
-    return f"{len(rows)} rows, {places}:\n\n{markdown(pd.DataFrame(cells))}"
+    epochs, devices = rows["epochs"].iloc[0], ", ".join(rows["device"].unique())
+    hit, loss = rows["val/acc"].mean(), rows["val/loss"].mean()
+    head = f"The {name} design, {len(rows)} rows of {epochs} epochs, {devices}; "
+    head += f"mean accuracy {hit:.2%}, mean loss {loss:.4f}"
+    return f"{head}:\n\n{markdown(pd.DataFrame(cells))}"
 
 
-def figure() -> Figure | None:
-    """The effects on the loss, a bar each; None while the rows are too few."""
-    rows = read_finished()
-    if rows is None:
+def level(value: Any) -> str:
+    """A level as in a table."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def with_error(found: Any) -> str:
+    """An effect with its standard error."""
+    return f"{found['effect']:+.2f} ± {found['error']:.2f}"
+
+
+def figure(file: Path = RECORD) -> Figure | None:
+    """The effects on the loss, a bar each; None while no design is on record."""
+    finished = read_finished(file)
+    if not finished:
         return None
-    found = 1000 * effects(rows, "val/loss")
-    drawn = Figure(figsize=(7, 4), layout="constrained")
-    axes = drawn.subplots()
-    axes.barh(found.index, found["effect"], xerr=found["error"], color="C0", capsize=3)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.invert_yaxis()
-    axes.set_xlabel("what the upper level adds to the held-out loss, in thousandths")
-    axes.grid(alpha=0.3, axis="x")
+    drawn = Figure(figsize=(7, 4 * len(finished)), layout="constrained")
+    drawn_axes = drawn.subplots(len(finished), squeeze=False)[:, 0]
+    for axes, (name, rows) in zip(drawn_axes, finished.items(), strict=True):
+        found = 1000 * effects(rows, "val/loss", STUDIES[name].factors)
+        axes.barh(
+            found.index, found["effect"], xerr=found["error"], color="C0", capsize=3
+        )
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.invert_yaxis()
+        axes.set_title(f"the {name} design")
+        axes.set_xlabel("what the upper level adds to the loss, in thousandths")
+        axes.grid(alpha=0.3, axis="x")
     return drawn
 
 

@@ -1,0 +1,85 @@
+"""Two-level designs, in which every run says something of every factor.
+
+In a design of Plackett and Burman (Biometrika 33, 1946) every factor is at its upper
+level in half of the runs, and any two factors meet at all pairs of levels equally
+often. So a few runs say as much of each factor as that many runs for it alone would.
+The same runs with all levels turned round follow; with them no effect of a factor is
+mixed with that of a pair.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.linalg import circulant
+
+Factors = Mapping[str, tuple[Any, Any]]  # name: lower and upper level
+Row = dict[str, Any]  # factor: its level
+
+# First row of a design, by its number of runs: one more than it has columns.
+GENERATORS = {
+    12: "++-+++---+-",
+    20: "++--++++-+-+----++-",
+    24: "+++++-+-++--++--+-+----",
+}
+
+
+def signs(factors: Factors) -> NDArray[np.float64]:
+    """The design: 1 or -1 for each run and factor, first those of the half design."""
+    size = min(size for size in GENERATORS if size > len(factors))
+    first = [1.0 if sign == "+" else -1.0 for sign in GENERATORS[size]]
+    half = np.vstack([circulant(first).T, -np.ones(size - 1)])[:, : len(factors)]
+    return np.vstack([half, -half])
+
+
+def design(factors: Factors) -> list[Row]:
+    """The levels of all runs."""
+    return [
+        {
+            name: levels[int(sign > 0)]
+            for sign, (name, levels) in zip(run, factors.items(), strict=True)
+        }
+        for run in signs(factors)
+    ]
+
+
+def effects(rows: pd.DataFrame, response: str, factors: Factors) -> pd.DataFrame:
+    """What the upper level of each factor adds to a response, by least squares.
+
+    Where there are no more runs than unknowns, nothing is left to tell chance by. The
+    standard error then follows from the small effects (Lenth, Technometrics 31, 1989),
+    else from what the effects leave unexplained.
+
+    Args:
+        rows: Those on record; `row` is the number of a run of the design.
+        response: A column of them.
+        factors: Those of the design.
+
+    Returns:
+        A row a factor: `effect`, `error` and `p`, two-sided.
+    """
+    plan = np.column_stack(
+        [np.ones(len(rows)), signs(factors)[rows["row"].to_numpy(dtype=int)]]
+    )
+    values = rows[response].to_numpy(dtype=float)
+    halves, *_ = np.linalg.lstsq(plan, values)
+    found = 2 * halves[1:]
+    freedom: float = len(rows) - plan.shape[1]
+    if freedom > 0:
+        variance = np.square(values - plan @ halves).sum() / freedom
+        errors = 2 * np.sqrt(variance * np.diag(np.linalg.inv(plan.T @ plan))[1:])
+    else:
+        freedom, errors = len(found) / 3, np.full(len(found), _lenth(found))
+    p = 2 * stats.t.sf(np.abs(found) / errors, freedom)
+    columns = {"effect": found, "error": errors, "p": p}
+    return pd.DataFrame(columns, index=pd.Index(factors, name="factor"))
+
+
+def _lenth(found: NDArray[np.float64]) -> float:
+    """Standard error of effects of which most are nothing but chance."""
+    sizes = np.abs(found)
+    small = sizes[sizes < 2.5 * 1.5 * np.median(sizes)]
+    return float(1.5 * np.median(small))
