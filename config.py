@@ -198,6 +198,10 @@ class Config:
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
     whiten: bool = option(False, shapes=True)
     """Start a new first convolution as filters that whiten patches of images."""
+    dirac: bool = option(False, shapes=True)
+    """Start a new network's other convolutions by handing their input on."""
+    residual_gain: float = option(1.0, NOT_NEGATIVE, shapes=True)
+    """Factor on the residual branches of a new network."""
     logit_scale: float = option(1.0, ABOVE_ZERO, shapes=True)
     """Factor on the logits; below 1, a new network is less sure of itself."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)

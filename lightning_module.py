@@ -138,13 +138,26 @@ class LitCustomResNet(pl.LightningModule):
         Raises:
             InputError: The network has no such start.
         """
-        whiten: Any = getattr(self.net, "whiten", None)
-        if whiten is None:
+        self.start("whiten", "whiten", self.normalise(images))
+
+    def start(self, flag: str, method: str, *arguments: Any) -> None:
+        """Let a new network start in a way that its class knows.
+
+        Args:
+            flag: Of train.py, that asks for it.
+            method: Of the network.
+            arguments: Of the method.
+
+        Raises:
+            InputError: The network has no such start.
+        """
+        begin: Any = getattr(self.net, method, None)
+        if begin is None:
             raise InputError(
-                f"--whiten: network {self.hparams['net']!r} has no whitening start; "
-                "leave the flag out"
+                f"--{flag}: network {self.hparams['net']!r} has no such start, which "
+                f"is a method {method}; leave the flag out"
             )
-        whiten(self.normalise(images))
+        begin(*arguments)
 
     def objective(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of one augmented batch, the part of a step that is dear."""

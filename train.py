@@ -324,6 +324,10 @@ def build_module(
         pixels = images.train_set[0]
         some = pixels[:: -(-len(pixels) // WHITENED)]  # of all classes
         module.whiten(some.permute(0, 3, 1, 2))
+    if config.dirac:
+        module.start("dirac", "pass_on")
+    if config.residual_gain != 1:
+        module.start("residual_gain", "scale_residuals", config.residual_gain)
     if weights is not None:
         module.net.load_state_dict(weights, strict=False)
     if config.compile:

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 import predict
@@ -37,7 +36,11 @@ from images.synthetic import SHAPES
 from lightning_module import LitCustomResNet
 from train import train
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 gradio = pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
 page = pytest.importorskip("analysis.page")
 
 PATIENCE = 60_000  # milliseconds; whatever has not come by then fails the test
@@ -366,8 +369,8 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
+def browser(chromium: str) -> Iterator["Browser"]:
+    with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox"]
         )
@@ -377,8 +380,8 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["desk", "phone"])
 def tab(
-    request: pytest.FixtureRequest, browser: Browser, server: Server
-) -> Iterator[Page]:
+    request: pytest.FixtureRequest, browser: "Browser", server: Server
+) -> Iterator["Page"]:
     """The page as it is loaded; at the end nothing may have gone wrong in it."""
     scheme, width = request.param
     opened = browser.new_page(
@@ -406,7 +409,7 @@ def tab(
     assert wrong == []
 
 
-def upload(tab: Page, path: Path, *, is_first: bool = False) -> None:
+def upload(tab: "Page", path: Path, *, is_first: bool = False) -> None:
     if not is_first:
         tab.get_by_label("Clear").click()
     tab.locator("input[type=file]").set_input_files(path)
@@ -415,9 +418,11 @@ def upload(tab: Page, path: Path, *, is_first: bool = False) -> None:
 # A page changes piece by piece, so whatever is read of it is waited for by itself.
 
 
-def wait_for_label(tab: Page, probabilities: dict[str, float]) -> None:
+def wait_for_label(tab: "Page", probabilities: dict[str, float]) -> None:
     """Wait until the classes are shown with these probabilities."""
-    expect(tab.locator(".confidence-set").locator("visible=true")).to_have_text(
+    sync_api.expect(
+        tab.locator(".confidence-set").locator("visible=true")
+    ).to_have_text(
         [
             re.compile(rf"^\s*{re.escape(name)}\s*{share:.0%}\s*$")
             for name, share in probabilities.items()
@@ -427,7 +432,7 @@ def wait_for_label(tab: Page, probabilities: dict[str, float]) -> None:
     )
 
 
-def wait_for_picture(tab: Page, picture: np.ndarray) -> None:
+def wait_for_picture(tab: "Page", picture: np.ndarray) -> None:
     """Wait until these pixels, uint8 (H, W, 3), are shown."""
     shown = tab.get_by_alt_text("The image as the network").locator("visible=true")
     for _ in range(PATIENCE // 100):
@@ -441,7 +446,7 @@ def wait_for_picture(tab: Page, picture: np.ndarray) -> None:
 
 
 def test_an_image_is_classified_in_a_browser(
-    tab: Page, run: Path, pictures: Path
+    tab: "Page", run: Path, pictures: Path
 ) -> None:
     model = load_model(last(run))
     note = tab.get_by_label("Note").locator("visible=true")
@@ -451,29 +456,31 @@ def test_an_image_is_classified_in_a_browser(
         wait_for_label(tab, found.probabilities)
         wait_for_picture(tab, found.picture)
         if found.known:
-            expect(note).to_have_count(0, timeout=PATIENCE)
+            sync_api.expect(note).to_have_count(0, timeout=PATIENCE)
         else:
             warning = re.compile("Probably none of the classes")
-            expect(note).to_have_value(warning, timeout=PATIENCE)
+            sync_api.expect(note).to_have_value(warning, timeout=PATIENCE)
     upload(tab, pictures / "text.png")
     refusal = re.compile("^text.png: not a readable image .none of AVIF, BMP")
-    expect(note).to_have_value(refusal, timeout=PATIENCE)
+    sync_api.expect(note).to_have_value(refusal, timeout=PATIENCE)
     shown = tab.get_by_alt_text("The image as the network").locator("visible=true")
-    expect(shown).to_have_count(0, timeout=PATIENCE)
+    sync_api.expect(shown).to_have_count(0, timeout=PATIENCE)
 
 
-def test_a_drawing_is_classified_in_a_browser(tab: Page, run: Path) -> None:
+def test_a_drawing_is_classified_in_a_browser(tab: "Page", run: Path) -> None:
     model = load_model(last(run))
     drawn, _ = examples(list(model.hparams["classes"]))[3]
     tab.locator(".examples .thumbnail-item").nth(3).click()
     found = look_at(drawn, model)
     wait_for_label(tab, found.probabilities)
     wait_for_picture(tab, found.picture)
-    expect(tab.get_by_alt_text("The image as it is")).to_be_visible()
-    expect(tab.get_by_text("It knows these classes: blue, green, red.")).to_be_visible()
+    sync_api.expect(tab.get_by_alt_text("The image as it is")).to_be_visible()
+    sync_api.expect(
+        tab.get_by_text("It knows these classes: blue, green, red.")
+    ).to_be_visible()
 
 
-def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
+def test_mistakes_are_browsed_in_a_browser(tab: "Page", run: Path) -> None:
     model, images = open_run(read_run(run))
     mistakes = page.Mistakes(model, *images.test_set)
     tab.get_by_role("tab", name="Mistakes").click()
@@ -481,20 +488,20 @@ def test_mistakes_are_browsed_in_a_browser(tab: Page, run: Path) -> None:
     tab.get_by_role("option", name="blue (").click()
     captions = [caption for _, caption in mistakes.gallery(0)]
     thumbnails = tab.locator(".mistakes .thumbnail-item")
-    expect(thumbnails).to_have_count(len(captions), timeout=PATIENCE)
+    sync_api.expect(thumbnails).to_have_count(len(captions), timeout=PATIENCE)
     for number, caption in enumerate(captions):
         image = thumbnails.nth(number).locator("img")
-        expect(image).to_have_attribute("alt", caption, timeout=PATIENCE)
+        sync_api.expect(image).to_have_attribute("alt", caption, timeout=PATIENCE)
         image.scroll_into_view_if_needed()
         image.evaluate("image => image.decode()")
     answer = tab.locator("#answer")
-    expect(answer).to_have_count(0)  # it takes no room before there is one
+    sync_api.expect(answer).to_have_count(0)  # it takes no room before there is one
     thumbnails.nth(1).click()
     place = mistakes.most_confident(0)[1]
     found = mistakes.look(model, place)
     wait_for_label(tab, found.probabilities)
     wait_for_picture(tab, found.picture)
-    expect(answer.get_by_text("It is blue, taken for red.")).to_be_visible()
+    sync_api.expect(answer.get_by_text("It is blue, taken for red.")).to_be_visible()
     is_above = "() => document.getElementById('answer').getBoundingClientRect().top <"
     is_above += " document.querySelector('.mistakes').getBoundingClientRect().top"
     assert tab.evaluate(is_above) == (tab.evaluate("innerWidth") == 390)

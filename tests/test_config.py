@@ -84,7 +84,16 @@ def test_a_record_leaves_out_what_only_places_a_run() -> None:
 def test_what_shapes_a_run() -> None:
     assert [
         *("max_epochs", "batch_size", "weight_decay", "label_smoothing", "ema_decay"),
-        *("net", "base_width", "whiten", "logit_scale", "seed", "val_size"),
+        *(
+            "net",
+            "base_width",
+            "whiten",
+            "dirac",
+            "residual_gain",
+            "logit_scale",
+            "seed",
+            "val_size",
+        ),
         *("crop_padding", "padding_mode", "flip", "cutout", "photo_like", "init_from"),
         *("limit_train_batches", "sync_batchnorm"),
     ] == SHAPING

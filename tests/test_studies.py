@@ -423,7 +423,7 @@ def test_no_factor_is_mixed_with_another_nor_with_a_pair(count: int) -> None:
 
 def row_of(**levels: Any) -> dict[str, Any]:
     lowest = {name: pair[0] for name, pair in screening.FIRST.items()}
-    return lowest | {"seed": 0} | levels
+    return lowest | screening.USUAL | {"seed": 0} | levels
 
 
 def test_a_row_starts_as_it_says() -> None:
@@ -527,7 +527,8 @@ def test_what_differs_in_a_row_differs_in_its_training(
 ) -> None:
     """Each factor changes the result, so none is left out by mistake."""
     losses = {}
-    for name, (_, upper) in {"none": (0, 0), **screening.FIRST}.items():
+    factors = screening.FIRST | screening.SECOND
+    for name, (_, upper) in {"none": (0, 0), **factors}.items():
         base = row_of(batch_size=32) | ({} if name == "none" else {name: upper})
         study = screening.Study(base, {})
         monkeypatch.setitem(screening.STUDIES, "one", study)
@@ -535,7 +536,7 @@ def test_what_differs_in_a_row_differs_in_its_training(
         file = Path(f"{name}.csv")
         screening.screening(["one"], str(file), **small_study)
         losses[name] = read_rows(file)["val/loss"][0]
-    assert len({*losses.values()}) == len(screening.FIRST) + 1, losses
+    assert len({*losses.values()}) == len(factors) + 1, losses
 
 
 def planted(rows: range, noise: float) -> pd.DataFrame:

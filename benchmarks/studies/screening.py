@@ -78,7 +78,29 @@ FIRST: dict[str, tuple[Any, Any]] = {
     "mixup": (0.0, 0.25),  # likewise
     "photo_like": (0.0, 0.25),  # share of the images
 }
-STUDIES = {"first": Study({}, FIRST)}
+# What the first design says nothing of is as in configs/best.yaml there.
+USUAL = {"crop_padding": 4, "first_lr": 1.0, "centred": False}
+# About the best levels of the first.
+SECOND: dict[str, tuple[Any, Any]] = {
+    "lr": (1.0, 0.7),
+    "weight_decay": (0.2, 0.1),
+    "cutout": (8, 4),
+    "label_smoothing": (0.2, 0.1),
+    "ema_decay": (0.0, 0.99),
+    "logit_scale": (0.25, 0.5),
+    "residual_gain": (1.0, 0.2),
+    "dirac": (False, True),
+    "crop_padding": (4, 2),  # pixels
+    "first_lr": (1.0, 0.1),  # learning rate of the first convolution, likewise
+    "centred": (False, True),  # gradients of convolutions (arXiv 2004.01461)
+}
+STUDIES = {
+    "first": Study(USUAL, FIRST),
+    "second": Study(
+        {name: low for name, (low, _) in FIRST.items()} | USUAL | {"whiten": True},
+        SECOND,
+    ),
+}
 
 
 def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
@@ -93,13 +115,9 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
     net = CustomResNet(base_width=base_width)
     if row["whiten"]:
         net.whiten(images.cpu())
-    _, *others = [part for part in net.modules() if isinstance(part, nn.Conv2d)]
-    with torch.no_grad():
-        for conv in others if row["dirac"] else ():
-            nn.init.dirac_(conv.weight[: conv.in_channels])
-        for residual in (net.residual1, net.residual3):
-            last_norm: Any = residual[1].get_submodule("1")
-            last_norm.weight.fill_(row["residual_gain"])
+    if row["dirac"]:
+        net.pass_on()
+    net.scale_residuals(row["residual_gain"])
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = row["norm_momentum"]
@@ -195,7 +213,11 @@ class Training:
             labels,
             batch_size=row["batch_size"],
             augmentation=Augmentation(
-                4, "reflect", "alternate", row["cutout"], row["photo_like"]
+                row["crop_padding"],
+                "reflect",
+                "alternate",
+                row["cutout"],
+                row["photo_like"],
             ),
             fill=(255 * torch.tensor(images.mean)).round().to(torch.uint8),
             seed=row["seed"],
@@ -205,16 +227,19 @@ class Training:
         self.optimizer, self.schedule = self._make_optimizer(steps)
 
     def _make_optimizer(self, steps: int) -> tuple[Any, Any]:
-        row, named = self.row, [*self.net.named_parameters()]
-        norms = [(name, p) for name, p in named if p.ndim == 1]
+        row, (first, *others) = self.row, [*self.net.parameters()]
         lr, beta2 = row["lr"] * LRS[row["batch_size"]], row["beta2"]
+        named = [*self.net.named_parameters()]
+        decayed = {"weight_decay": row["weight_decay"]}
+        norms = {
+            kind: [p for name, p in named if p.ndim == 1 and name.endswith(kind)]
+            for kind in ("weight", "bias")
+        }
         groups = [
-            {
-                "params": [p for _, p in named if p.ndim > 1],
-                "weight_decay": row["weight_decay"],
-            },
-            {"params": [p for name, p in norms if name.endswith("weight")]},
-            {"params": [p for name, p in norms if name.endswith("bias")]},
+            {"params": [p for p in others if p.ndim > 1], **decayed},
+            {"params": [first], **decayed},
+            {"params": norms["weight"]},
+            {"params": norms["bias"]},
         ]
         optimizer = torch.optim.Adam(
             groups,
@@ -226,7 +251,7 @@ class Training:
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=[lr, lr, row["bias_lr"] * lr],
+            max_lr=[lr, row["first_lr"] * lr, lr, row["bias_lr"] * lr],
             total_steps=steps,
             pct_start=row["pct_start"],
             anneal_strategy=row["anneal"],
@@ -253,10 +278,18 @@ class Training:
             loss = torch.lerp(loss, other, share)
         self.optimizer.zero_grad()
         loss.backward()
+        if row["centred"]:
+            self._centre()
         self.optimizer.step()
         self.schedule.step()
         if row["ema_decay"]:
             self._follow()
+
+    def _centre(self) -> None:
+        convolutions = [p.grad for p in self.net.parameters() if p.ndim == 4]
+        gradients = [grad for grad in convolutions if grad is not None]
+        means = [grad.mean(dim=(1, 2, 3), keepdim=True) for grad in gradients]
+        torch._foreach_sub_(gradients, means)
 
     def _follow(self) -> None:
         pairs = [
