@@ -37,6 +37,7 @@ PaddingMode = Literal["constant", "reflect"]
 Flip = Literal["none", "random", "alternate"]
 Tta = Literal["none", "flip", "views"]  # test-time augmentation
 Compile = bool | Literal["default", "reduce-overhead"]  # modes of torch.compile
+Start = bool | Literal["auto"]  # of a new network
 Logger = Literal["tensorboard", "wandb", "mlflow", "csv", "none"]
 
 IMAGE_SIZE = 32  # pixels a side
@@ -186,9 +187,9 @@ class Config:
     """Length of the range test in steps."""
     lr_finder: Finder = "lightning"
     """Package that runs the range test."""
-    weight_decay: float = option(0.3, NOT_NEGATIVE, shapes=True, section="training")
+    weight_decay: float = option(0.2, NOT_NEGATIVE, shapes=True, section="training")
     """Decoupled weight decay, per step and unit of learning rate."""
-    label_smoothing: float = option(0.2, BELOW_ONE, shapes=True)
+    label_smoothing: float = option(0.1, BELOW_ONE, shapes=True)
     """Share of each target that is spread over all classes."""
     ema_decay: float = option(0.0, BELOW_ONE, shapes=True)
     """Average the weights, keeping up to this share of it at each step."""
@@ -196,12 +197,10 @@ class Config:
     """Network to train, a name in networks.py."""
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
-    whiten: bool = option(False, shapes=True)
-    """Start a new first convolution as filters that whiten patches of images."""
-    dirac: bool = option(False, shapes=True)
-    """Start a new network's other convolutions by handing their input on."""
-    residual_gain: float = option(1.0, NOT_NEGATIVE, shapes=True)
-    """Factor on the residual branches of a new network."""
+    whiten: Start = option("auto", shapes=True)
+    """Start a first convolution by whitening patches; auto if the network can."""
+    dirac: Start = option("auto", shapes=True)
+    """Start other convolutions by handing on their input; auto if the network can."""
     logit_scale: float = option(1.0, ABOVE_ZERO, shapes=True)
     """Factor on the logits; below 1, a new network is less sure of itself."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)

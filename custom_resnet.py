@@ -105,7 +105,7 @@ class CustomResNet(nn.Module):
         weight.copy_(whitening_filters(images, len(weight)))
 
     @torch.no_grad()
-    def pass_on(self) -> None:
+    def dirac(self) -> None:
         """Let all other convolutions start by handing on what they are given.
 
         Each has the identity in as many of its filters as it has inputs, a Dirac
@@ -115,18 +115,6 @@ class CustomResNet(nn.Module):
         _, *others = [part for part in self.modules() if isinstance(part, nn.Conv2d)]
         for conv in others:
             nn.init.dirac_(conv.weight[: conv.in_channels])
-
-    @torch.no_grad()
-    def scale_residuals(self, gain: float) -> None:
-        """Let both residual branches start small beside what they are added to.
-
-        Args:
-            gain: Weight of the last batch norm of each branch (Goyal et al.,
-                arXiv 1706.02677, had 0).
-        """
-        for residual in (self.residual1, self.residual3):
-            last_norm: Any = residual[1].get_submodule("1")
-            last_norm.weight.fill_(gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (B, 3, 32, 32) to logits (B, num_classes)."""

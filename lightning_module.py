@@ -129,35 +129,26 @@ class LitCustomResNet(pl.LightningModule):
         """Map uint8 images (B, 3, 32, 32) to what the network takes, in float."""
         return (images - self.mean) / self.std
 
-    def whiten(self, images: Tensor) -> None:
-        """Let the first convolution start with the statistics of some images.
-
-        Args:
-            images: uint8 (N, 3, 32, 32).
-
-        Raises:
-            InputError: The network has no such start.
-        """
-        self.start("whiten", "whiten", self.normalise(images))
-
-    def start(self, flag: str, method: str, *arguments: Any) -> None:
+    def start(self, way: str, *arguments: Any) -> None:
         """Let a new network start in a way that its class knows.
 
         Args:
-            flag: Of train.py, that asks for it.
-            method: Of the network.
+            way: Flag of train.py, and method of the network.
             arguments: Of the method.
 
         Raises:
             InputError: The network has no such start.
         """
-        begin: Any = getattr(self.net, method, None)
-        if begin is None:
+        if not self.can_start(way):
             raise InputError(
-                f"--{flag}: network {self.hparams['net']!r} has no such start, which "
-                f"is a method {method}; leave the flag out"
+                f"--{way}: network {self.hparams['net']!r} has no such start, which "
+                f"would be a method {way}; leave the flag out"
             )
-        begin(*arguments)
+        getattr(self.net, way)(*arguments)
+
+    def can_start(self, way: str) -> bool:
+        """Whether the network has a method of this name."""
+        return callable(getattr(self.net, way, None))
 
     def objective(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of one augmented batch, the part of a step that is dear."""

@@ -25,7 +25,7 @@ from analysis.loading import read_trained
 from analysis.results import write_results, write_start
 from common import cli
 from common.errors import StoppedError
-from config import Config, configured
+from config import Config, Start, configured
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
@@ -320,19 +320,22 @@ def build_module(
         config.net,
         config.logit_scale,
     )
-    if config.whiten:
+    if is_wanted(module, "whiten", config.whiten):
         pixels = images.train_set[0]
         some = pixels[:: -(-len(pixels) // WHITENED)]  # of all classes
-        module.whiten(some.permute(0, 3, 1, 2))
-    if config.dirac:
-        module.start("dirac", "pass_on")
-    if config.residual_gain != 1:
-        module.start("residual_gain", "scale_residuals", config.residual_gain)
+        module.start("whiten", module.normalise(some.permute(0, 3, 1, 2)))
+    if is_wanted(module, "dirac", config.dirac):
+        module.start("dirac")
     if weights is not None:
         module.net.load_state_dict(weights, strict=False)
     if config.compile:
         compile_objective(module, config.compile)
     return module
+
+
+def is_wanted(module: LitCustomResNet, way: str, value: Start) -> bool:
+    """Whether a network is to start in a way, "auto" being whether it can."""
+    return module.can_start(way) if value == "auto" else bool(value)
 
 
 def main() -> None:

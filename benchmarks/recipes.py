@@ -46,6 +46,8 @@ OTHERWISE = (
     *("accelerator", "precision", "seed", "data", "data_dir", "download_url"),
     *("output_dir", "name", "ckpt_every_n_steps", "limit_test_batches", "tta"),
 )
+# What runs had that are older than the flag, where that is no longer the default.
+BEFORE = {"whiten": "False", "dirac": "False"}
 # The flags that make a recipe: columns of every record of runs.
 FLAGS = tuple(flag for flag in MARKS if flag not in (*PROTOCOL, *OTHERWISE))
 # Flags that change together on the way from one recipe to another, in this order. Any
@@ -57,6 +59,8 @@ STEPS = {
     "border of the crop": ("padding_mode",),
     "cutout": ("cutout",),
     "batch size and learning rate": ("batch_size", "lr", "lr_steps", "lr_finder"),
+    "whitening start": ("whiten",),
+    "Dirac start": ("dirac",),
     # Last, for how far an average reaches back, in epochs, hangs on the batch size.
     "averaged weights": ("ema_decay",),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.recipes import CONFIGS, FLAGS, columns, read_recipe
+from benchmarks.recipes import BEFORE, CONFIGS, FLAGS, columns, read_recipe
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common.errors import InputError
 from config import Config
@@ -65,8 +65,8 @@ def read_runs(file: Path = RUNS, *, must_exist: bool = False) -> pd.DataFrame:
         raise InputError(f"--runs {file}: no such file; give that of measure.py")
     needed = ("recipe", "images", "seed", "device", "precision", "commit")
     runs = read_rows(file, *needed, text=[*KIND, "commit"])
-    # A run of before a flag was there had what is its default.
-    defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS}
+    # What a run had that is older than a flag.
+    defaults = {flag: str(getattr(Config(), flag)) for flag in FLAGS} | BEFORE
     runs = runs.assign(**{flag: defaults[flag] for flag in FLAGS if flag not in runs})
     found = runs.reindex(
         columns=list(dict.fromkeys([*runs, *KIND, *ACCURACIES, *TIMES]))

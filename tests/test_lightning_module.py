@@ -43,7 +43,7 @@ def test_the_scale_of_the_logits_is_part_of_the_model() -> None:
 def test_a_network_starts_with_the_statistics_of_normalised_images() -> None:
     images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
     module = make_module()
-    module.whiten(images)
+    module.start("whiten", module.normalise(images))
     normal = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
         3, 1, 1
     )
@@ -51,7 +51,7 @@ def test_a_network_starts_with_the_statistics_of_normalised_images() -> None:
     torch.testing.assert_close(first, whitening_filters(normal, 4), atol=1e-4, rtol=0)
     module.net = nn.Flatten()
     with pytest.raises(InputError, match="--whiten: network 'custom_resnet' has no"):
-        module.whiten(images)
+        module.start("whiten", module.normalise(images))
 
 
 def learning_rates(total_steps: int) -> list[float]:

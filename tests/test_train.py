@@ -102,7 +102,7 @@ def test_the_network_starts_with_the_statistics_of_the_training_images(
 ) -> None:
     monkeypatch.setattr("train.WHITENED", 30)
     config = Config(
-        data_dir=image_folder, batch_size=8, base_width=4, lr=0.01, whiten=True
+        data_dir=image_folder, batch_size=8, base_width=4, lr=0.01, dirac=False
     )
     images = load_images(config)
     started, plain = (

@@ -116,8 +116,11 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
     if row["whiten"]:
         net.whiten(images.cpu())
     if row["dirac"]:
-        net.pass_on()
-    net.scale_residuals(row["residual_gain"])
+        net.dirac()
+    with torch.no_grad():
+        for residual in (net.residual1, net.residual3):
+            last_norm: Any = residual[1].get_submodule("1")
+            last_norm.weight.fill_(row["residual_gain"])
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = row["norm_momentum"]
