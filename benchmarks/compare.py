@@ -11,6 +11,7 @@ table has means of, and how far any two recipes are apart.
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,12 +39,13 @@ from common.errors import InputError
 FEWEST = 3  # runs of a recipe from which a spread can be seen
 
 
-def compare(recipes: list[str], runs: str = str(RUNS)) -> None:
+def compare(recipes: list[str], runs: str = str(RUNS), across: bool = False) -> None:
     """Say how far the accuracies of two recipes are apart, and whether by chance.
 
     Args:
         recipes: Names of the two on record, or their beginnings.
         runs: CSV file of the runs.
+        across: Compare also runs of one device with those of another.
 
     Raises:
         InputError: A value or file that the user can put right.
@@ -52,17 +54,19 @@ def compare(recipes: list[str], runs: str = str(RUNS)) -> None:
         raise InputError(f"give the names of two recipes, got {len(recipes)}")
     on_record = read_runs(Path(runs), must_exist=True)
     before, after = (find_recipe(labels(on_record), recipe) for recipe in recipes)
-    found = comparison(on_record, before, after)
+    found = comparison(on_record, before, after, across=across)
     if found.empty:
+        where = "" if across else " on the same device at the same precision"
         raise InputError(
             f"a comparison needs at least {FEWEST} runs of both {before!r} and "
-            f"{after!r} on the same device at the same precision; make more, with "
-            "other seeds"
+            f"{after!r}{where}; make more, with other seeds"
         )
     print(f"{before} -> {after}\n\n{markdown(found)}")
 
 
-def comparison(runs: pd.DataFrame, before: str, after: str) -> pd.DataFrame:
+def comparison(
+    runs: pd.DataFrame, before: str, after: str, *, across: bool = False
+) -> pd.DataFrame:
     """The second recipe against the first, a row for each device and accuracy.
 
     Whether chance alone would set the means so far apart is Welch's t-test, two-sided:
@@ -72,10 +76,13 @@ def comparison(runs: pd.DataFrame, before: str, after: str) -> pd.DataFrame:
         runs: All runs.
         before: Name of a recipe, as `labels` gives it.
         after: Likewise.
+        across: Whether all devices count as one.
     """
     names, rows = labels(runs), []
     newest = runs.drop_duplicates([*KIND, "seed"], keep="last")
-    for place, here in newest.groupby(["device", "precision"], sort=False):
+    places = newest.groupby(["device", "precision"], sort=False)
+    every: Any = [(("several",), newest)] if across else places
+    for place, here in every:
         for column, words in ACCURACIES.items():
             old, new = (
                 here.loc[names[here.index] == name, column].dropna()

@@ -10,6 +10,7 @@ from benchmarks.compare import FEWEST
 from benchmarks.recipes import FLAGS
 from benchmarks.rows import markdown
 from benchmarks.runs import ACCURACIES, KIND, by_kind, labels, percent, spread
+from config import Config
 from datamodule import DEFAULT_VAL_SIZE
 
 AUTO = "auto"
@@ -191,6 +192,33 @@ def _gains(steps: list[tuple[dict[str, str], pd.Series]]) -> list[dict[str, str]
             row["gain in all"], row["p in all"] = gain(steps[0][1], accuracies)
         rows.append(row)
     return rows
+
+
+def left_out_table(runs: pd.DataFrame, full: Config) -> str:
+    """What a recipe loses without one of its parts, held-out accuracy seed by seed.
+
+    Args:
+        runs: Those of the recipe, and of some that differ from it in a flag or two.
+        full: The recipe.
+    """
+    flags = pd.Series({flag: str(getattr(full, flag)) for flag in FLAGS})
+    kinds = [
+        (
+            [flag for flag in FLAGS if kind[flag] != flags[flag]],
+            kind,
+            same.set_index("seed")["val/acc"],
+        )
+        for kind, same in by_kind(runs)
+    ]
+    [whole] = [accuracies for changes, _, accuracies in kinds if not changes]
+    rows = []
+    for changes, kind, accuracies in sorted(kinds, key=lambda one: len(one[0])):
+        lost, p = gain(whole, accuracies) if changes else ("", "")
+        changed = " ".join(f"`--{flag} {kind[flag]}`" for flag in changes)
+        row = {"with": changed or "all of it", "accuracy": percent(accuracies)}
+        row |= {"n": str(len(accuracies)), "against all of it, points": lost, "p": p}
+        rows.append(row | {"on": f"{kind['device']}, {kind['precision']}"})
+    return markdown(pd.DataFrame(rows))
 
 
 def gain(before: pd.Series, after: pd.Series) -> tuple[str, str]:

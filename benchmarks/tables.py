@@ -29,9 +29,16 @@ from benchmarks import (
     scale,
     ship,
 )
-from benchmarks.recipes import read_run
-from benchmarks.rows import RESULTS
-from benchmarks.runs import add_run, read_runs, results_table, runs_of_configs
+from benchmarks.compare import comparison
+from benchmarks.recipes import CONFIGS, read_recipe, read_run
+from benchmarks.rows import RESULTS, markdown
+from benchmarks.runs import (
+    add_run,
+    labels,
+    read_runs,
+    results_table,
+    runs_of_configs,
+)
 from benchmarks.studies import (
     airbench,
     explanations,
@@ -43,7 +50,7 @@ from benchmarks.studies import (
     small_maps,
     unknown_images,
 )
-from benchmarks.sweeps import find_sweeps, steps_tables, sweep_table
+from benchmarks.sweeps import find_sweeps, left_out_table, steps_tables, sweep_table
 from common import cli
 from common.errors import InputError
 from machine.provenance import PROJECT
@@ -57,6 +64,18 @@ class Table(NamedTuple):
     write: Callable[[], str]
 
 
+def adopted() -> str:
+    """The best recipe against the one before it, which ran on another device."""
+    runs = read_runs()
+    best = runs[runs["recipe"] == "best"]
+    last = best[best["dirac"] == "True"]
+    first = best[(best["dirac"] == "False") & (best["ema_decay"] == "0.99")]
+    names = labels(runs)
+    ends = (names[part.index[0]] for part in (first, last))
+    found = comparison(runs, *ends, across=True).drop(columns="on")
+    return markdown(found[found["accuracy"].str.contains("test|TTA")])
+
+
 TABLES = (
     Table("README.md", "results", lambda: results_table(runs_of_configs(read_runs()))),
     Table("README.md", "weights", lambda: ship.weights_table(read_runs())),
@@ -66,6 +85,15 @@ TABLES = (
         lambda: steps_tables(read_runs(RESULTS / "ablation.csv")),
     ),
     Table("docs/lab/accuracy.md", "screening", screening.tables),
+    Table(
+        "docs/lab/accuracy.md",
+        "left_out",
+        lambda: left_out_table(
+            read_runs(RESULTS / "leave_out.csv"),
+            read_recipe(str(CONFIGS / "best.yaml"), {}, select=True),
+        ),
+    ),
+    Table("docs/lab/accuracy.md", "adopted", adopted),
     Table("docs/lab/explanations.md", "results", explanations.table),
     Table("docs/lab/learning_rate.md", "results", lr_rules.picks_table),
     Table("docs/lab/learning_rate.md", "lr_small", lr_small.table),
