@@ -51,7 +51,8 @@ def test_images_are_bytes_or_floats_up_to_one() -> None:
     torch.testing.assert_close(model(IMAGES / 255), expected)
     mean, std = (getattr(model, name) for name in ("mean", "std"))
     behind: Any = model.net
-    torch.testing.assert_close(behind((IMAGES / 255 - mean) / std), expected)
+    scaled = model.logit_scale * behind((IMAGES / 255 - mean) / std)
+    torch.testing.assert_close(scaled, expected)
 
 
 @pytest.mark.parametrize("half", [False, True])

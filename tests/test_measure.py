@@ -370,11 +370,12 @@ def test_a_configuration_runs_and_says_what_is_on_record(
         assert said in head
 
 
-def test_the_best_configuration_is_the_default_but_for_rate_and_average() -> None:
+def test_the_best_configuration_is_the_default_but_for_rate_and_scale() -> None:
     flags = cli.parse(Config, ["--config", str(CONFIGS / "best.yaml")])
     defaults = cli.parse(Config, [])
+    assert flags["whiten"] is flags["dirac"] is True  # as auto has it here
     changed = {flag for flag, value in flags.items() if value != defaults[flag]}
-    assert changed == {"lr", "ema_decay"}
+    assert changed == {"lr", "logit_scale", "whiten", "dirac"}
 
 
 def test_what_stands_alone_has_the_same_defaults_as_train() -> None:

@@ -81,7 +81,7 @@ def test_numbers_and_words_are_read_as_they_were_written() -> None:
 
 
 def test_records_that_still_grow_keep_their_form() -> None:
-    for name in ("2026-11-25_lr_small_cpu", "2026-11-26_photos_cpu"):
+    for name in ("2026-11-25_lr_small_cpu", "2026-11-26_screening_cuda"):
         file = RESULTS / f"{name}.csv"
         content = file.read_bytes()
         Path("copy.csv").write_bytes(content)
@@ -540,7 +540,7 @@ def test_figures_in_prose_are_those_on_record() -> None:
     shown, trials = runs_of_configs(read_runs()), read_runs(RESULTS / "selection.csv")
     assert 0 < len(shown) < len(read_runs())
     names = (f"{name} on cifar10, 24 epochs" for name in ("seed", "best"))
-    [plain, flip] = comparison(shown, *names).to_dict("records")
+    [plain, flip] = comparison(shown, *names, across=True).to_dict("records")
     before, after = (
         runs[runs["recipe"] == step].set_index("seed")["val/acc"]
         for runs, step in (

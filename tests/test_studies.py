@@ -241,8 +241,13 @@ def test_what_is_missing_is_recorded_and_no_more(
     assert rows["seed"].tolist() == [0] * len(rates)
     assert rows["val/acc"].between(0, 1).all()
     lr_small.RUNS.write_text("".join(lr_small.RUNS.read_text().splitlines(True)[:-1]))
-    trained = []
-    monkeypatch.setattr(lr_small, "put_on_record", lambda *given: trained.append(given))
+    trained, put_on_record = [], lr_small.put_on_record
+
+    def counted(setting: Setting, config: Config) -> None:
+        trained.append((setting, config))
+        put_on_record(setting, config)
+
+    monkeypatch.setattr(lr_small, "put_on_record", counted)
     lr_small.lr_small(quick, (4,), (32,), seeds=1)
     [(setting, config)] = trained
     assert (setting, config.lr) == (ONLY, rates[-1])
