@@ -127,7 +127,7 @@ def test_the_weights_of_the_project_are_those_of_the_readme() -> None:
     runs = read_runs()
     [recorded] = runs[
         (runs["recipe"] == "best")
-        & (runs["ema_decay"] == "0.99")
+        & (runs["dirac"] == "True")
         & (runs["seed"] == measured["seed"])
     ]["test/acc"]
     assert measured["test/acc"] == pytest.approx(recorded, abs=0.0005)
