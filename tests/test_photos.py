@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
@@ -157,10 +158,18 @@ def test_photos_and_test_images_are_put_on_record(
     shown = capsys.readouterr().out
     assert "| squeezed, mirrored" in shown
     assert f"{100 * plain['acc']:.2f}" in shown
-    header = next(line for line in shown.splitlines() if "test images" in line)
-    assert [cell.strip() for cell in header.split("|")][2:10] == [
-        *("n", "1", "2", "3", "4", "5", "mean", "with flip TTA")
-    ]
+    lines = [[cell.strip() for cell in line.split("|")] for line in shown.split("\n")]
+    [header] = [cells for cells in lines if "test images" in cells]
+    assert header[2:5] == ["n", "last", "last, with flip TTA"]
+    [contrast] = [cells for cells in lines if "contrast" in cells]
+    found = rows[rows["kind"] == "contrast"]
+    assert len(found) == 5
+    assert contrast[3:5] == [f"{100 * found[c].mean():.2f}" for c in ("acc", "acc_tta")]
+    other = rows.assign(weights="other")
+    pd.concat([other, rows]).to_csv("both.csv", index=False)
+    both = photos.table(Path("both.csv"))
+    assert both.count("| other ") == 2  # predict.py's reading, and a column
+    assert both.count("| last ") == len(photos.READINGS) + 1
     (collection / "known" / "green").rename(collection / "known" / "shoe")
     with pytest.raises(InputError, match="the classes shoe, which the network"):
         photos.photos("other.csv", photos=str(collection), **asked)

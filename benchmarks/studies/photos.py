@@ -82,6 +82,7 @@ def middle(image: Image.Image) -> Image.Image:
     return ImageOps.fit(image, SIZE, Image.Resampling.BILINEAR, bleed=0.1)
 
 
+USUAL = "cut and squeezed, mirrored, as predict.py"
 # Ways to read a photo: its views, and whether their mirror images count, too.
 READINGS: dict[str, tuple[tuple[Callable[[Image.Image], Image.Image], ...], bool]] = {
     "cut, bicubic": ((cut_bicubic,), False),
@@ -90,7 +91,7 @@ READINGS: dict[str, tuple[tuple[Callable[[Image.Image], Image.Image], ...], bool
     "squeezed": ((squeezed,), False),
     "cut, mirrored": ((cut,), True),
     "squeezed, mirrored": ((squeezed,), True),
-    "cut and squeezed, mirrored, as predict.py": ((cut, squeezed), True),
+    USUAL: ((cut, squeezed), True),
     "cut, squeezed and middle, mirrored": ((cut, squeezed, middle), True),
 }
 
@@ -164,39 +165,40 @@ def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
 
 
 def table(file: Path = RECORD) -> str:
-    """Two tables of what is on record: spoiled test images, and photos."""
+    """Two tables of what is on record: photos, and spoiled test images."""
     rows = read_rows(file, "weights", "images", "kind")
     tables = []
-    for (weights, images), same in rows.groupby(["weights", "images"], sort=False):
-        make = spoiled_table if images == "test" else photo_table
-        tables.append(f"{weights}, {same['device'].iloc[0]}:\n\n{make(same)}")
+    for images, make in (("photos", photo_table), ("test", spoiled_table)):
+        same = rows[rows["images"] == images]
+        if len(same):
+            tables.append(f"{', '.join(same['device'].unique())}:\n\n{make(same)}")
     return "\n\n".join(tables)
 
 
 def spoiled_table(rows: pd.DataFrame) -> str:
-    """A row a kind, a column a severity; accuracies in percent."""
+    """A row a kind, columns for each weights: the mean over the severities."""
     cells = []
     for kind, same in rows.groupby("kind", sort=False):
-        shown = [f"{100 * share:.2f}" for share in same["acc"]]
         row = {"test images": kind, "n": str(same["n"].iloc[0])}
-        row |= dict.fromkeys(map(str, range(1, 6)), "")
-        if len(shown) == 1:
-            row["mean"] = shown[0]
-        else:
-            row |= dict(zip(map(str, map(int, same["severity"])), shown, strict=True))
-            row["mean"] = f"{100 * same['acc'].mean():.2f}"
-        row["with flip TTA"] = f"{100 * same['acc_tta'].mean():.2f}"
+        for weights, found in same.groupby("weights", sort=False):
+            row[str(weights)] = f"{100 * found['acc'].mean():.2f}"
+            row[f"{weights}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
         cells.append(row)
     return markdown(pd.DataFrame(cells))
 
 
 def photo_table(rows: pd.DataFrame) -> str:
-    """A row a reading; shares in percent, and the standard error of the accuracy."""
+    """A row a reading; shares in percent, and the standard error of the accuracy.
+
+    Of other weights than those of the last rows, the reading of predict.py alone.
+    """
+    last = rows["weights"].iloc[-1]
     cells = []
-    for _, row in rows.iterrows():
+    for _, row in rows[(rows["weights"] == last) | (rows["kind"] == USUAL)].iterrows():
         error = 100 * (row["acc"] * (1 - row["acc"]) / row["n"]) ** 0.5
         cells.append(
             {
+                "weights": row["weights"],
                 "photos are": row["kind"],
                 "right": f"{100 * row['acc']:.1f} ± {error:.1f}",
                 "mean of classes": f"{100 * row['acc_classes']:.1f}",
