@@ -115,6 +115,7 @@ TABLES = (
     Table("docs/unknown_images.md", "results", unknown_images.table),
     Table("weights/README.md", "head", model_card.head),
     Table("weights/README.md", "accuracy", model_card.table),
+    Table("weights/README.md", "robust", model_card.robust_table),
 )
 
 

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import compare, measure, pace, scale, ship, tables
 from benchmarks.compare import comparison, find_recipe, page
 from benchmarks.pictures import sweep_figure
+from benchmarks.recipes import read_recipe
 from benchmarks.rows import RESULTS, add_row, read_rows, summary, today
 from benchmarks.runs import (
     add_run,
@@ -34,6 +35,7 @@ from benchmarks.sweeps import (
     find_sweeps,
     gain,
     half_width,
+    left_out_table,
     steps_tables,
     sweep_table,
     verdict,
@@ -43,7 +45,7 @@ from common.errors import InputError
 from config import Config
 from datamodule import DEFAULT_VAL_SIZE
 from machine.provenance import PROJECT
-from record import held_out, runs_of, together, write_runs
+from record import SEED, held_out, runs_of, together, write_runs
 
 # The reach of an interval in standard errors, from printed tables of the normal
 # distribution.
@@ -258,6 +260,17 @@ def test_two_recipes_are_compared_where_both_have_run() -> None:
     ]
 
 
+def test_runs_of_several_devices_are_compared_when_asked() -> None:
+    runs = together(
+        runs_of("plain", [0.90, 0.91, 0.92]),
+        runs_of("new", [0.93, 0.94, 0.95], device="GPU"),
+    )
+    names = "plain on cifar10, 24 epochs", "new on cifar10, 24 epochs"
+    assert comparison(runs, *names).empty
+    [row] = comparison(runs, *names, across=True).to_dict("records")
+    assert (row["gain, points"], row["p"], row["on"]) == ("+3.00", "0.021", "several")
+
+
 def test_too_few_runs_and_unclear_names_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -348,6 +361,26 @@ def test_the_table_of_steps_has_means_gains_and_p_for_each_step() -> None:
             *("2", "-1.00 ± 0.00", "", one, ""),
         ],
         ["rate", "`--lr 0.02`", "95.00 %", "1", "+5.00", "", "+5.00", ""],
+    ]
+
+
+def test_what_is_left_out_is_set_against_all_of_it() -> None:
+    runs = together(
+        held_out("best", [0.90, 0.92], flip="none"),
+        held_out("best", [0.95, 0.96, 0.97]),
+        held_out("best", [0.94, 0.94, 0.94], flip="none", cutout="0"),
+    )
+    whole = read_recipe(SEED, {"data": "cifar10"}, select=True)
+    assert [[*row[:5]] for row in cells(left_out_table(runs, whole))] == [
+        ["all of it", "96.00 ± 1.00 % (95.00 to 97.00)", "3", "", ""],
+        [
+            *("`--flip none`", "91.00 ± 1.41 % (90.00 to 92.00)", "2"),
+            *("-4.50 ± 0.71", ""),
+        ],
+        [
+            *("`--flip none` `--cutout 0`", "94.00 ± 0.00 % (94.00 to 94.00)", "3"),
+            *("-2.00 ± 1.00", "0.074"),
+        ],
     ]
 
 
