@@ -592,3 +592,8 @@ def test_figures_in_prose_are_those_on_record() -> None:
             assert f"{row['gain, points'].lstrip('+')} points" in text
             assert f"(p = {row['p']}" in text
     assert " and ".join(f"{points:.1f}" for points in lost) + " points" in accuracy
+    like_photos = trials[trials["recipe"] == "like photos"]["val/acc"]
+    assert len(like_photos) == 3
+    page_of_photos = (PROJECT / "docs/lab/photos.md").read_text(encoding="utf-8")
+    for share in like_photos:
+        assert f"{100 * share:.2f} %" in page_of_photos
