@@ -45,7 +45,7 @@ from lightning_module import LitCustomResNet
 from machine import provenance
 from machine.hardware import Hardware
 
-RECORD = RESULTS / "2026-11-25_explanations_cpu.csv"
+RECORD = RESULTS / "2026-11-26_explanations_cpu.csv"
 BATCH_SIZE = 250  # images at once
 LAYERS = ("prep", "layer1", "layer2", "layer3")  # outputs of 32, 16, 7 and 3 a side
 BLOBS = 7  # random numbers a side, between which a map of blobs is smooth

@@ -33,7 +33,7 @@ from common import cli
 from config import Config
 from images.synthetic import SHAPES, draw_shapes
 
-RUNS = RESULTS / "2026-11-25_fine_tuning_cpu.csv"
+RUNS = RESULTS / "2026-11-26_fine_tuning_cpu.csv"
 PER_CLASS = 20
 LRS = (0.001, 0.003, 0.01)
 STARTS = {"from scratch": None, "fine-tuned": str(WEIGHTS)}
