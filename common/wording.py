@@ -19,6 +19,8 @@ def describe(kind: Any) -> str:
     found = list(parts(kind))
     if Path in found and str in found:
         found.remove(str)
+    if bool in found and len(found) > 1:
+        found = ["true", "false", *(part for part in found if part is not bool)]
     words = [part if isinstance(part, str) else _name(part) for part in found]
     *others, last = dict.fromkeys(words)
     return f"{', '.join(others)} or {last}" if others else last
