@@ -114,7 +114,7 @@ def test_the_flag_takes_a_switch_or_a_mode(
 
 
 def test_a_wrong_mode_is_refused() -> None:
-    choices = "true or false, default or reduce-overhead"
+    choices = "true, false, default or reduce-overhead"
     with pytest.raises(InputError, match=f"--compile must be {choices}, got 'fast'"):
         cli.parse(Config, ["--compile", "fast"])
 
