@@ -117,15 +117,8 @@ def table() -> str:
 
 def robust_table() -> str:
     """What the weights for spoiled images are, and reach."""
-    content, measured = ROBUST.read_bytes(), read_weights(ROBUST)["measured"]
-    cells = {
-        "file": f"`{ROBUST.parent.name}/{ROBUST.name}`",
-        "run": f"{measured['recipe']}; seed {measured['seed']}, the only one",
-        "test accuracy": f"{100 * measured['test/acc']:.2f} %",
-        "with flip TTA": f"{100 * measured['test/acc_tta']:.2f} %",
-        "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",
-    }
-    return markdown(pd.DataFrame(cells.items(), columns=["", ""]))
+    name = f"{ROBUST.parent.name}/{ROBUST.name}"
+    return ship.file_table(ROBUST, name, "the only one")
 
 
 def _calibration() -> dict[str, tuple[str, str]]:

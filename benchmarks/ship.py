@@ -119,13 +119,23 @@ def weights_table(runs: pd.DataFrame) -> str:
     Raises:
         InputError: They are not those of the median run on record.
     """
-    content, measured = WEIGHTS.read_bytes(), read_weights(WEIGHTS)["measured"]
     count = len(runs_of_weights(runs))
-    of = f"seed {measured['seed']}, "
-    of += f"the median of {count}" if count > 1 else "the only"
+    of = f"the median of {count}" if count > 1 else "the only"
+    return file_table(WEIGHTS, WEIGHTS.name, f"{of} on record")
+
+
+def file_table(path: Path, name: str, which: str) -> str:
+    """What a file of weights reaches, and how to know it.
+
+    Args:
+        path: The file.
+        name: Where it is in weights/.
+        which: Of the runs of its recipe.
+    """
+    content, measured = path.read_bytes(), read_weights(path)["measured"]
     cells = {
-        "file": f"`weights/{WEIGHTS.name}`, {len(content) / 2**20:.1f} MiB",
-        "run": f"{measured['recipe']}; {of} on record",
+        "file": f"`weights/{name}`, {len(content) / 2**20:.1f} MiB",
+        "run": f"{measured['recipe']}; seed {measured['seed']}, {which}",
         "test accuracy": f"{100 * measured['test/acc']:.2f} %",
         "with flip TTA": f"{100 * measured['test/acc_tta']:.2f} %",
         "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.compare import FEWEST
-from benchmarks.recipes import FLAGS
+from benchmarks.recipes import FLAGS, columns
 from benchmarks.rows import markdown
 from benchmarks.runs import ACCURACIES, KIND, by_kind, labels, percent, spread
 from config import Config
@@ -183,15 +183,15 @@ def _gains(steps: list[tuple[dict[str, str], pd.Series]]) -> list[dict[str, str]
         row |= {"accuracy": percent(accuracies), "n": str(len(accuracies))}
         row |= dict.fromkeys(("gain, points", "p", "gain in all", "p in all"), "")
         if above is not None:
-            row["changes"] = " ".join(
-                f"`--{flag} {kind[flag]}`"
-                for flag in FLAGS
-                if kind[flag] != above[0][flag]
-            )
+            row["changes"] = " ".join(_changes(above[0], kind))
             row["gain, points"], row["p"] = gain(above[1], accuracies)
             row["gain in all"], row["p in all"] = gain(steps[0][1], accuracies)
         rows.append(row)
     return rows
+
+
+def _changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return [f"`--{f} {after[f]}`" for f in FLAGS if after[f] != before[f]]
 
 
 def left_out_table(runs: pd.DataFrame, full: Config) -> str:
@@ -201,21 +201,18 @@ def left_out_table(runs: pd.DataFrame, full: Config) -> str:
         runs: Those of the recipe, and of some that differ from it in a flag or two.
         full: The recipe.
     """
-    flags = pd.Series({flag: str(getattr(full, flag)) for flag in FLAGS})
     kinds = [
-        (
-            [flag for flag in FLAGS if kind[flag] != flags[flag]],
-            kind,
-            same.set_index("seed")["val/acc"],
-        )
+        (_changes(columns(full), kind), kind, same.set_index("seed")["val/acc"])
         for kind, same in by_kind(runs)
     ]
     [whole] = [accuracies for changes, _, accuracies in kinds if not changes]
     rows = []
     for changes, kind, accuracies in sorted(kinds, key=lambda one: len(one[0])):
         lost, p = gain(whole, accuracies) if changes else ("", "")
-        changed = " ".join(f"`--{flag} {kind[flag]}`" for flag in changes)
-        row = {"with": changed or "all of it", "accuracy": percent(accuracies)}
+        row = {
+            "with": " ".join(changes) or "all of it",
+            "accuracy": percent(accuracies),
+        }
         row |= {"n": str(len(accuracies)), "against all of it, points": lost, "p": p}
         rows.append(row | {"on": f"{kind['device']}, {kind['precision']}"})
     return markdown(pd.DataFrame(rows))

@@ -72,8 +72,7 @@ def adopted() -> str:
     first = best[(best["dirac"] == "False") & (best["ema_decay"] == "0.99")]
     names = labels(runs)
     ends = (names[part.index[0]] for part in (first, last))
-    found = comparison(runs, *ends, across=True).drop(columns="on")
-    return markdown(found[found["accuracy"].str.contains("test|TTA")])
+    return markdown(comparison(runs, *ends, across=True).drop(columns="on"))
 
 
 TABLES = (

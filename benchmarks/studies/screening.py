@@ -15,7 +15,7 @@ does. Rows that are on record in FILE are not trained again.
 import copy
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,7 +29,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.corruptions import through_jpeg
+from benchmarks.corruptions import jpeg_compression, to_levels
 from benchmarks.factorial import Factors, Row, design, effects
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli
@@ -41,6 +41,7 @@ from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 from machine import provenance
+from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-26_screening_cuda.csv"
 HELD_OUT = 10_000  # images
@@ -339,10 +340,12 @@ class Training:
         return float(self.row["logit_scale"]) * logits.float()
 
 
-def as_jpeg(images: Tensor, quality: int = 75) -> Tensor:
-    """What JPEG files of images hold: uint8 (N, 32, 32, 3)."""
-    spoiled = [through_jpeg(image.permute(2, 0, 1), quality) for image in images]
-    return torch.stack(spoiled).permute(0, 2, 3, 1)
+def as_jpeg(images: Tensor) -> Tensor:
+    """What JPEG files of quality 75 hold of images: uint8 (N, 32, 32, 3)."""
+    shares = images.permute(0, 3, 1, 2) / 255
+    return to_levels(jpeg_compression(75, shares, torch.Generator())).permute(
+        0, 2, 3, 1
+    )
 
 
 def screening(
@@ -353,7 +356,7 @@ def screening(
     epochs: int = 24,
     base_width: int = 64,
     data_dir: str = "data",
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Train rows of designs, and put each on record.
 
@@ -365,13 +368,16 @@ def screening(
         epochs: Length of a training.
         base_width: Channels of the first convolution.
         data_dir: Folder of the images.
-        device: What trains, such as cpu or cuda.
+        device: What trains.
 
     Raises:
-        InputError: There is no such row, or the file is of something else.
+        InputError: There is no such row or device, or the file is of something else.
     """
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
-    record, place = expanded(output), torch.device(device)
+    record, place = (
+        expanded(output),
+        choose_hardware(device, 1, 1, "auto", "auto").device,
+    )
     done = read_rows(record, "design", "row", "seed")
     # Batches are made in `Training`.
     images = CIFAR10DataModule(data_dir=data_dir, val_size=HELD_OUT, batch_size=1)
