@@ -1,6 +1,7 @@
 """Sweeps: what is searched, judged, pruned, shared and left behind."""
 
 import csv
+import importlib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from config import Config
 from train import train_with
 
 optuna = pytest.importorskip("optuna")
-sweep = pytest.importorskip("sweep")
+sweep = importlib.import_module("sweep")  # needs optuna
 
 QUICK = (
     *("--accelerator", "cpu", "--precision", "32-true", "--base_width", "2"),
