@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from torch.nn import functional as F
 
 from analysis.inference import ENTROPY_THRESHOLD
-from benchmarks.factorial import design, effects
-from benchmarks.rows import add_row, read_rows
-from benchmarks.studies import explanations, lr_small, screening, unknown_images
+from benchmarks.rows import read_rows
+from benchmarks.studies import explanations, lr_small, unknown_images
 from benchmarks.studies.explanations import glue, hottest, is_on_its_side
 from benchmarks.studies.lr_rules import (
     RULES,
@@ -30,7 +27,6 @@ from benchmarks.studies.lr_rules import (
 )
 from benchmarks.studies.lr_small import LRS, Setting, compare, summary, verdict
 from benchmarks.studies.lr_stability import CURVES, lr_stability, read_tests
-from benchmarks.studies.screening import best_loss, build_net, jitter
 from benchmarks.studies.small_maps import small_maps
 from benchmarks.studies.unknown_images import (
     SCORES,
@@ -412,180 +408,3 @@ def test_small_maps_are_timed_both_ways(
     for row in (few, more):
         middle, low, high = map(float, re.findall(r"\d+\.\d+", row["ratio"]))
         assert 0 < low <= middle <= high
-
-
-@pytest.mark.parametrize("count", [11, 14, 19, 23])
-def test_no_factor_is_mixed_with_another_nor_with_a_pair(count: int) -> None:
-    factors = {f"factor {number}": (-1.0, 1.0) for number in range(count)}
-    levels = [[*row.values()] for row in design(factors)]
-    whole = torch.tensor(levels, dtype=torch.float64)
-    half = whole[: len(whole) // 2]
-    assert torch.equal(half.T @ half, len(half) * torch.eye(count).double())
-    assert torch.equal(half.sum(dim=0), torch.zeros(count))
-    pairs = whole[:, :, None] * whole[:, None, :]
-    assert (torch.einsum("rf,rij->fij", whole, pairs) == 0).all()
-
-
-def row_of(**levels: Any) -> dict[str, Any]:
-    lowest = {name: pair[0] for name, pair in screening.FIRST.items()}
-    return lowest | screening.USUAL | {"seed": 0} | levels
-
-
-def test_a_row_starts_as_it_says() -> None:
-    row = row_of(dirac=True, residual_gain=0.2, norm_momentum=0.3, whiten=True)
-    images = torch.randn(20, 3, 32, 32)
-    net = build_net(row, images, 64)
-    maps = torch.randn(2, 64, 8, 8)
-    layer: Any = net.layer1.get_submodule("0")
-    assert torch.allclose(layer(maps)[:, :64], maps, atol=1e-6)
-    norm: Any = net.residual3.get_submodule("1.1")
-    assert norm.weight.unique().tolist() == pytest.approx([0.2])
-    assert norm.momentum == 0.3
-    assert sum(weight.numel() for weight in net.parameters()) == 6_573_120
-    first: Any = net.prep.get_submodule("0")
-    assert torch.equal(first.weight[:27], -first.weight[27:54])
-    other: Any = build_net(row_of(), images, 64).prep.get_submodule("0")
-    assert not torch.equal(other.weight[:27], -other.weight[27:54])
-
-
-def test_boxes_come_from_the_image_whose_label_is_given() -> None:
-    labels = torch.arange(8)
-    images = labels.float().view(8, 1, 1, 1).expand(8, 3, 32, 32)
-    generator = torch.Generator().manual_seed(3)
-    row = row_of(cutmix=1.0)
-    mixed, others, share = screening.mix(images, labels, row, generator)
-    assert 0 < share < 1
-    for image, label, other in zip(mixed, labels, others, strict=True):
-        foreign = (image == other).float().mean().item()
-        assert foreign == pytest.approx(1.0 if label == other else share)
-
-
-def test_mixup_adds_light_of_the_image_whose_label_is_given() -> None:
-    labels = torch.arange(8)
-    images = labels.float().view(8, 1, 1, 1).expand(8, 3, 32, 32)
-    generator = torch.Generator().manual_seed(3)
-    mixed, others, share = screening.mix(images, labels, row_of(mixup=1.0), generator)
-    assert 0 < share < 1
-    assert torch.allclose(mixed[:, 0, 0, 0], (1 - share) * labels + share * others)
-
-
-def test_batches_are_mixed_as_often_as_the_row_says() -> None:
-    labels = torch.arange(8)
-    images = labels.float().view(8, 1, 1, 1).expand(8, 3, 32, 32)
-    generator, kinds = torch.Generator().manual_seed(0), []
-    for _ in range(400):
-        row = row_of(cutmix=0.25, mixup=0.5)
-        mixed, _, share = screening.mix(images, labels, row, generator)
-        flat = (mixed == mixed[:, :1, :1, :1]).all()
-        kinds.append("none" if not share else "mixup" if flat else "cutmix")
-    assert kinds.count("none") == pytest.approx(100, abs=35)
-    assert kinds.count("cutmix") == pytest.approx(100, abs=35)
-
-
-def test_jitter_changes_contrast_and_brightness_within_its_bounds() -> None:
-    images = torch.randn(100, 3, 32, 32)
-    changed = jitter(images, 0.15, torch.Generator().manual_seed(0))
-    gain = changed.std(dim=(1, 2, 3)) / images.std(dim=(1, 2, 3))
-    shift = changed.mean(dim=(1, 2, 3)) - images.mean(dim=(1, 2, 3))
-    assert 0.85 < gain.min() < 0.88 < 1.12 < gain.max() < 1.15
-    assert -0.3 < shift.min() < -0.25 < 0.25 < shift.max() < 0.3
-    assert jitter(images, 0.0, torch.Generator()) is images
-
-
-def test_the_best_loss_does_not_depend_on_the_scale() -> None:
-    torch.manual_seed(0)
-    labels = torch.randint(10, (500,))
-    scores = torch.randn(500, 10) + 2 * F.one_hot(labels, 10)
-    best = best_loss(scores, labels)
-    assert best < F.cross_entropy(scores, labels)
-    assert best_loss(scores / 4, labels) == pytest.approx(best, abs=1e-4)
-
-
-@pytest.fixture
-def small_study(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Arguments of a screening that takes seconds."""
-    monkeypatch.setattr(screening, "HELD_OUT", 20)
-    monkeypatch.setitem(screening.FIRST, "batch_size", (32, 16))
-    monkeypatch.setattr(screening, "LRS", {32: 0.01, 16: 0.01})
-    return {"epochs": 2, "base_width": 4, "data_dir": str(image_folder)}
-
-
-def test_rows_are_trained_once(
-    small_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    screening.screening(["first"], "rows.csv", [0, 21], **small_study)
-    rows = read_rows(Path("rows.csv"))
-    assert rows["row"].tolist() == [0, 21]
-    assert rows["val/loss"].nunique() == rows["jpeg/loss"].nunique() == 2
-    screening.screening(["first"], "again.csv", [21], **small_study)
-    assert read_rows(Path("again.csv"))["val/loss"][0] == rows["val/loss"][1]
-    monkeypatch.delattr(screening.Training, "train")
-    screening.screening(["first"], "rows.csv", [0, 21], **small_study)
-    with pytest.raises(InputError, match=r"--rows must be from 0 to 39, got 40"):
-        screening.screening(["first"], "rows.csv", [40], **small_study)
-    with pytest.raises(InputError, match="third is no design; give one of first"):
-        screening.screening(["third"], "rows.csv", **small_study)
-
-
-def test_what_differs_in_a_row_differs_in_its_training(
-    small_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each factor changes the result, so none is left out by mistake."""
-    losses = {}
-    factors = screening.FIRST | screening.SECOND
-    for name, (_, upper) in {"none": (0, 0), **factors}.items():
-        base = row_of(batch_size=32) | ({} if name == "none" else {name: upper})
-        study = screening.Study(base, {})
-        monkeypatch.setitem(screening.STUDIES, "one", study)
-        monkeypatch.setattr(screening, "design", lambda _: [{}])
-        file = Path(f"{name}.csv")
-        screening.screening(["one"], str(file), **small_study)
-        losses[name] = read_rows(file)["val/loss"][0]
-    assert len({*losses.values()}) == len(factors) + 1, losses
-
-
-def planted(rows: range, noise: float) -> pd.DataFrame:
-    """Losses that two factors decide, and a little chance."""
-    chance = np.random.default_rng(0).normal(0, noise, len(rows))
-    losses = []
-    for number, extra in zip(rows, chance, strict=True):
-        row = design(screening.FIRST)[number]
-        helped = 0.02 * (row["beta2"] == 0.99) - 0.05 * row["dirac"]
-        losses.append(0.3 + helped + extra)
-    return pd.DataFrame({"row": [*rows], "val/loss": losses})
-
-
-@pytest.mark.parametrize("count", [20, 40])
-def test_effects_are_found_again(count: int) -> None:
-    rows = planted(range(count), noise=0.001)
-    found = effects(rows, "val/loss", screening.FIRST)
-    assert found["effect"]["beta2"] == pytest.approx(0.02, abs=0.002)
-    assert found["effect"]["dirac"] == pytest.approx(-0.05, abs=0.002)
-    assert (found["p"] < 0.005).sum() == 2
-    # Of the mean of half of the rows less that of the others.
-    assert found["error"]["dirac"] == pytest.approx(0.001 * 2 / count**0.5, rel=0.6)
-
-
-def test_the_effects_are_those_of_least_squares() -> None:
-    rows = planted(range(40), noise=0.01)
-    upper = [design(screening.FIRST)[number]["dirac"] for number in rows["row"]]
-    means = rows["val/loss"].groupby(upper).mean()
-    found = effects(rows, "val/loss", screening.FIRST)["effect"]["dirac"]
-    assert found == pytest.approx(means[True] - means[False])
-
-
-def test_too_few_rows_say_nothing(tmp_path: Path) -> None:
-    record = tmp_path / "rows.csv"
-    losses = planted(range(40), noise=0.001)["val/loss"]
-    for number, loss in enumerate(losses):
-        row = {"design": "first", "row": number, "seed": 0, "epochs": 24}
-        row |= {"val/loss_tta": loss, "jpeg/acc": loss, "device": "a CPU"}
-        add_row(record, row | {"val/loss": loss, "val/acc": 1 - loss})
-        if number == 38:
-            assert screening.read_finished(record) == {}
-    text = screening.tables(record)
-    assert text.startswith("The first design, 40 rows of 24 epochs, a CPU; mean acc")
-    assert "| `dirac`" in text
-    assert re.search(r"`dirac` .*\| -(49\.|50\.)", text)
-    assert screening.figure(record) is not None
-    assert screening.figure(tmp_path / "none.csv") is None

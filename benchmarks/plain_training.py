@@ -1,0 +1,256 @@
+"""A training in plain PyTorch, of changes of the recipe that train.py does not have."""
+
+import copy
+from typing import Any
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.factorial import Row
+from config import IMAGE_SIZE
+from custom_resnet import CustomResNet
+from datamodule import CIFAR10DataModule
+from images.augmentation import Augmentation
+from images.loader import EvalLoader, TrainLoader
+
+# What goes with a level: the rate that suits a batch size, the eps that suits a beta2.
+LRS = {256: 0.0035, 128: 0.0025}
+EPS = {0.999: 1e-8, 0.99: 1e-5}
+
+
+def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
+    """The network with the start that a row asks for.
+
+    Args:
+        row: The levels.
+        images: Normalised images (N, 3, 32, 32), to whiten.
+        base_width: Channels of the first convolution.
+    """
+    torch.manual_seed(row["seed"])
+    net = CustomResNet(base_width=base_width)
+    if row["whiten"]:
+        net.whiten(images.cpu())
+    if row["dirac"]:
+        net.dirac()
+    with torch.no_grad():
+        for residual in (net.residual1, net.residual3):
+            last_norm: Any = residual[1].get_submodule("1")
+            last_norm.weight.fill_(row["residual_gain"])
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = row["norm_momentum"]
+    return net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Change brightness and contrast of each normalised image (B, 3, 32, 32)."""
+    if not strength:
+        return images
+    draws = torch.rand((2, len(images), 1, 1, 1), generator=generator)
+    gain, shift = (strength * (2 * draws - 1)).to(images.device).unbind()
+    middle = images.mean(dim=(1, 2, 3), keepdim=True)
+    changed: Tensor = (images - middle) * (1 + gain) + middle + 2 * shift
+    return changed
+
+
+def mix(
+    images: Tensor, labels: Tensor, row: Row, generator: torch.Generator
+) -> tuple[Tensor, Tensor, float]:
+    """In some batches, add to each image some of another one.
+
+    With CutMix (arXiv 1905.04899) that is a box in its place, with mixup
+    (arXiv 1710.09412) some of its light.
+
+    Args:
+        images: (B, 3, 32, 32).
+        labels: int64 (B,).
+        row: `cutmix` and `mixup`, the shares of the batches.
+        generator: Decides.
+
+    Returns:
+        The images, the labels of what is added, and how much of an image that is.
+    """
+    dice, share = torch.rand(2, generator=generator).tolist()
+    if dice >= row["cutmix"] + row["mixup"]:
+        return images, labels, 0.0
+    other = torch.randperm(len(images), generator=generator).to(images.device)
+    if dice >= row["cutmix"]:
+        return images.lerp(images[other], share), labels[other], share
+    side = int(IMAGE_SIZE * (1 - share) ** 0.5)
+    places = torch.randint(IMAGE_SIZE + 1 - side, (2,), generator=generator)
+    top, left = places.tolist()
+    box = (..., slice(top, top + side), slice(left, left + side))
+    mixed = images.clone()
+    mixed[box] = images[other][box]
+    return mixed, labels[other], side**2 / IMAGE_SIZE**2
+
+
+def best_loss(scores: Tensor, labels: Tensor) -> float:
+    """Cross-entropy at the temperature at which it is least.
+
+    Args:
+        scores: float (N, C), logits.
+        labels: int64 (N,).
+    """
+    scores, labels = scores.double().cpu(), labels.cpu()
+
+    def loss(sharpness: float) -> float:
+        return float(F.cross_entropy(scores * 2**sharpness, labels))
+
+    return float(minimize_scalar(loss, bounds=(-3, 6), method="bounded").fun)
+
+
+class Training:
+    """A row of a design, trained epoch after epoch without a trainer.
+
+    Args:
+        row: The levels, and the seed.
+        images: The data module, set up.
+        epochs: Length of the training.
+        base_width: Channels of the first convolution.
+        device: What trains.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        images: CIFAR10DataModule,
+        epochs: int,
+        base_width: int,
+        device: torch.device,
+    ) -> None:
+        self.row, self.device, self.epochs = row, device, epochs
+        self.mean = 255 * torch.tensor(images.mean, device=device).view(1, 3, 1, 1)
+        self.std = 255 * torch.tensor(images.std, device=device).view(1, 3, 1, 1)
+        pixels, labels = images.train_set
+        some = pixels[:: -(-len(pixels) // 5000)].permute(0, 3, 1, 2)
+        self.net = build_net(row, self._normalised(some.to(device)), base_width)
+        self.average = copy.deepcopy(self.net) if row["ema_decay"] else self.net
+        self.batches = TrainLoader(
+            pixels,
+            labels,
+            batch_size=row["batch_size"],
+            augmentation=Augmentation(
+                row["crop_padding"],
+                "reflect",
+                "alternate",
+                row["cutout"],
+                row["photo_like"],
+            ),
+            fill=(255 * torch.tensor(images.mean)).round().to(torch.uint8),
+            seed=row["seed"],
+            device=device,
+        )
+        steps = epochs * len(self.batches)
+        self.optimizer, self.schedule = self._make_optimizer(steps)
+
+    def _make_optimizer(self, steps: int) -> tuple[Any, Any]:
+        row, (first, *others) = self.row, [*self.net.parameters()]
+        lr, beta2 = row["lr"] * LRS[row["batch_size"]], row["beta2"]
+        named = [*self.net.named_parameters()]
+        decayed = {"weight_decay": row["weight_decay"]}
+        norms = {
+            kind: [p for name, p in named if p.ndim == 1 and name.endswith(kind)]
+            for kind in ("weight", "bias")
+        }
+        groups = [
+            {"params": [p for p in others if p.ndim > 1], **decayed},
+            {"params": [first], **decayed},
+            {"params": norms["weight"]},
+            {"params": norms["bias"]},
+        ]
+        optimizer = torch.optim.Adam(
+            groups,
+            lr=lr,
+            betas=(0.9, beta2),
+            eps=EPS[beta2],
+            decoupled_weight_decay=True,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=[lr, row["first_lr"] * lr, lr, row["bias_lr"] * lr],
+            total_steps=steps,
+            pct_start=row["pct_start"],
+            anneal_strategy=row["anneal"],
+        )
+        return optimizer, schedule
+
+    def train(self) -> None:
+        """Train from the first epoch to the last."""
+        self.net.train()
+        for epoch in range(self.epochs):
+            self.batches.set_epoch(epoch)
+            draws = torch.Generator().manual_seed(1000 * self.row["seed"] + epoch)
+            for raw, labels in self.batches:
+                self._step(raw, labels, draws)
+
+    def _step(self, raw: Tensor, labels: Tensor, draws: torch.Generator) -> None:
+        row, smoothing = self.row, self.row["label_smoothing"]
+        images = jitter(self._normalised(raw), row["colour_jitter"], draws)
+        images, others, share = mix(images, labels, row, draws)
+        logits = self._logits(self.net, images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if share:
+            other = F.cross_entropy(logits, others, label_smoothing=smoothing)
+            loss = torch.lerp(loss, other, share)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if row["centred"]:
+            self._centre()
+        self.optimizer.step()
+        self.schedule.step()
+        if row["ema_decay"]:
+            self._follow()
+
+    def _centre(self) -> None:
+        convolutions = [p.grad for p in self.net.parameters() if p.ndim == 4]
+        gradients = [grad for grad in convolutions if grad is not None]
+        means = [grad.mean(dim=(1, 2, 3), keepdim=True) for grad in gradients]
+        torch._foreach_sub_(gradients, means)
+
+    def _follow(self) -> None:
+        pairs = [
+            (mean, value.detach())
+            for mean, value in zip(
+                self.average.state_dict().values(),
+                self.net.state_dict().values(),
+                strict=True,
+            )
+            if value.is_floating_point()
+        ]
+        means, values = map(list, zip(*pairs, strict=True))
+        torch._foreach_lerp_(means, values, 1 - self.row["ema_decay"])
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Accuracy and best loss without and with flip TTA.
+
+        Args:
+            images: uint8 (N, 32, 32, 3).
+            labels: int64 (N,).
+        """
+        self.average.eval()
+        plain, flipped = [], []
+        with torch.inference_mode():
+            for raw, _ in EvalLoader(
+                images, labels, batch_size=500, device=self.device
+            ):
+                part = self._normalised(raw)
+                plain.append(self._logits(self.average, part))
+                flipped.append(plain[-1] + self._logits(self.average, part.flip(3)))
+        found = {}
+        for name, parts in (("", plain), ("_tta", flipped)):
+            scores = torch.cat(parts).cpu()
+            found[f"acc{name}"] = float((scores.argmax(1) == labels).float().mean())
+            found[f"loss{name}"] = best_loss(scores, labels)
+        return found
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits: Tensor = net(images)
+        return float(self.row["logit_scale"]) * logits.float()
