@@ -1,12 +1,12 @@
 """A training in plain PyTorch, of changes of the recipe that train.py does not have."""
 
-import copy
 from typing import Any
 
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.factorial import Row
 from config import IMAGE_SIZE
@@ -127,7 +127,10 @@ class Training:
         pixels, labels = images.train_set
         some = pixels[:: -(-len(pixels) // 5000)].permute(0, 3, 1, 2)
         self.net = build_net(row, self._normalised(some.to(device)), base_width)
-        self.average = copy.deepcopy(self.net) if row["ema_decay"] else self.net
+        self.judged: nn.Module = self.net
+        if row["ema_decay"]:
+            mean = get_ema_multi_avg_fn(row["ema_decay"])
+            self.judged = AveragedModel(self.net, multi_avg_fn=mean, use_buffers=True)
         self.batches = TrainLoader(
             pixels,
             labels,
@@ -202,27 +205,14 @@ class Training:
             self._centre()
         self.optimizer.step()
         self.schedule.step()
-        if row["ema_decay"]:
-            self._follow()
+        if isinstance(self.judged, AveragedModel):
+            self.judged.update_parameters(self.net)
 
     def _centre(self) -> None:
         convolutions = [p.grad for p in self.net.parameters() if p.ndim == 4]
         gradients = [grad for grad in convolutions if grad is not None]
         means = [grad.mean(dim=(1, 2, 3), keepdim=True) for grad in gradients]
         torch._foreach_sub_(gradients, means)
-
-    def _follow(self) -> None:
-        pairs = [
-            (mean, value.detach())
-            for mean, value in zip(
-                self.average.state_dict().values(),
-                self.net.state_dict().values(),
-                strict=True,
-            )
-            if value.is_floating_point()
-        ]
-        means, values = map(list, zip(*pairs, strict=True))
-        torch._foreach_lerp_(means, values, 1 - self.row["ema_decay"])
 
     def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Accuracy and best loss without and with flip TTA.
@@ -231,15 +221,15 @@ class Training:
             images: uint8 (N, 32, 32, 3).
             labels: int64 (N,).
         """
-        self.average.eval()
+        self.judged.eval()
         plain, flipped = [], []
         with torch.inference_mode():
             for raw, _ in EvalLoader(
                 images, labels, batch_size=500, device=self.device
             ):
                 part = self._normalised(raw)
-                plain.append(self._logits(self.average, part))
-                flipped.append(plain[-1] + self._logits(self.average, part.flip(3)))
+                plain.append(self._logits(self.judged, part))
+                flipped.append(plain[-1] + self._logits(self.judged, part.flip(3)))
         found = {}
         for name, parts in (("", plain), ("_tta", flipped)):
             scores = torch.cat(parts).cpu()
