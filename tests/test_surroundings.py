@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -126,8 +127,9 @@ def test_what_the_terminal_cannot_show_is_escaped(checkpoint: Path, home: Path) 
 @POSIX
 def test_a_message_never_lands_in_the_output(checkpoint: Path, home: Path) -> None:
     """Standard error is closed: what is meant for it is lost, not among the JSON."""
-    names = [sys.executable, PROJECT / "predict.py", "none.png", "--json"]
-    command = f"exec {' '.join(map(str, names))} --ckpt_path {checkpoint} 2>&-"
+    words = [sys.executable, PROJECT / "predict.py", "none.png", "--json"]
+    words += ["--ckpt_path", checkpoint]
+    command = f"exec {shlex.join(map(str, words))} 2>&-"
     done = subprocess.run(
         ["sh", "-c", command], env=surroundings(home), capture_output=True
     )
