@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.errors import InputError
@@ -85,6 +86,30 @@ def test_val_folder_of_another_size_than_asked(
     data = CIFAR10DataModule(data_dir="own", batch_size=32, val_size=12)
     with pytest.raises(InputError, match=r"--val_size 12: .*val has 30 images, and"):
         data.setup()
+
+
+def test_fingerprint_is_of_training_and_validation_images(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "own")
+    shutil.copytree(image_folder / "test", tmp_path / "own/val")
+    found = []
+    for changed in (None, "test", "val", "train"):
+        if changed:
+            path = min((tmp_path / "own" / changed).rglob("*.png"))
+            Image.new("RGB", (32, 32), "white").save(path)
+        data = CIFAR10DataModule(data_dir="own", batch_size=32)
+        data.setup()
+        found.append(data.fingerprint)
+    assert found[0] == found[1]
+    assert len({*found[1:]}) == 3
+
+
+def test_split_stays_what_it_was() -> None:
+    """Or accuracies on held-out images could not be compared with those on record."""
+    assert stratified_split(LABELS, 10, seed=4)[1].tolist() == [
+        *(175, 229, 267, 311, 392, 524, 708, 830, 853, 986)
+    ]
 
 
 def test_split_depends_on_the_seed_alone() -> None:

@@ -96,6 +96,12 @@ def test_compression_is_that_of_jpeg_files(quality: int, images: Tensor) -> None
 def test_settings_are_as_far_apart_as_they_say() -> None:
     drawn = draw_settings(20_000, torch.Generator().manual_seed(1))
     assert drawn.brightness.aminmax() == pytest.approx((0.75, 1.25), abs=1e-3)
+    size = drawn.zoom_rows.log() + drawn.zoom_columns.log()
+    aspect = drawn.zoom_rows.log() - drawn.zoom_columns.log()
+    assert size.aminmax() == pytest.approx((2 * -0.25, 2 * 0.45), abs=2e-3)
+    assert aspect.aminmax() == pytest.approx((2 * -0.15, 2 * 0.15), abs=2e-3)
+    for moved in (drawn.down, drawn.right):
+        assert moved.aminmax() == pytest.approx((-3, 3), abs=5e-3)
     assert drawn.quality[drawn.quality > 0].aminmax() == pytest.approx((30, 95))
     shares = [(values > 0).float().mean().item() for values in drawn]
     names = ("softness", "sharpening", "noise", "quality")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from analysis.loading import WEIGHTS
 from common.errors import InputError
@@ -61,6 +62,33 @@ def test_resumed_run_ends_like_an_unbroken_one(
     assert rows() == rows("unbroken")
     for key in ("max_lr", "train/acc", "val/acc", "test/loss", "test/acc", "epochs"):
         assert resumed[key] == unbroken[key]
+
+
+def test_tensorboard_forgets_what_came_after_the_checkpoint(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch is logged, not saved, and trained once more."""
+    save, flags = AtomicCheckpointIO.write, {"max_epochs": 2, "lr": 0.01}
+
+    def die(io: AtomicCheckpointIO, checkpoint: Any, paths: Any) -> None:
+        if checkpoint["epoch"] == 1:
+            raise KilledError
+        save(io, checkpoint, paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "write", die)
+        with pytest.raises(KilledError):
+            quick_train(**flags)
+    assert points("lr") == [0, 1, 2, 3, 4, 5]
+    quick_train(**flags, ckpt_path="last")
+    assert points("lr") == [0, 1, 2, 3, 4, 5]
+    assert points("curves/acc", "val") == [2, 5]
+
+
+def points(tag: str, part: str = "") -> list[int]:
+    """Steps at which TensorBoard shows a point of a curve."""
+    events = EventAccumulator(f"runs/run/{part}", {"scalars": 0}).Reload()
+    return [event.step for event in events.Scalars(tag)]
 
 
 def test_resuming_without_a_name_takes_the_newest_run(

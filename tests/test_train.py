@@ -265,7 +265,7 @@ def test_every_flag_gets_to_what_it_is_for(
     }
     of_trainer = {
         **{"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1},
-        **{"max_epochs": 1, "deterministic": True},
+        **{"max_epochs": 1, "deterministic": True, "sync_batchnorm": True},
     }
     given: dict[str, Any] = {}
     seen: list[Any] = []
@@ -280,6 +280,7 @@ def test_every_flag_gets_to_what_it_is_for(
 
     monkeypatch.setattr("training.trainer.pl.Trainer", make_trainer)
     monkeypatch.setattr("train.build_module", note)
+    monkeypatch.setattr("train.check_processes", lambda *_: None)
     quick_train(**of_images, **augmentation._asdict(), **of_module, **of_trainer)
     images, module = seen
     _, reported = open_run(read_run(Path("runs/run")))
