@@ -243,6 +243,21 @@ def test_both_packages_see_nearly_the_same_losses(data: CIFAR10DataModule) -> No
     assert ours.losses[:25] == pytest.approx(theirs.losses[:25], rel=0.05)
 
 
+@pytest.mark.parametrize("finder", ["lightning", "torch-lr-finder"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)],
+)
+def test_a_range_test_has_the_precision_of_the_run(
+    finder: Any, precision: str, dtype: torch.dtype, data: CIFAR10DataModule
+) -> None:
+    module, seen = new_module(data), set()
+    first: Any = module.net.get_submodule("prep.0")
+    first.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
+    range_test(module, data, finder, 40, HARDWARE | {"precision": precision})
+    assert seen == {dtype}
+
+
 def test_torch_lr_finder_refuses_several_processes(data: CIFAR10DataModule) -> None:
     hardware = HARDWARE | {"devices": 2, "strategy": "ddp"}
     with pytest.raises(InputError, match="cannot share 2 processes"):

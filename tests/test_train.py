@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -390,6 +391,29 @@ def test_what_counts_as_guessing(
     warn_of_guessing({"val/acc": val, "train/acc": train, "max_lr": 0.01}, labels)
     assert len(caplog.messages) == (says is not None)
     assert (says or "") in "".join(caplog.messages)
+
+
+def test_time_spent_in_validation_is_none_of_the_training(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only stages move: a second a step, an hour a validation."""
+    clock = SimpleNamespace(seconds=0.0)
+
+    def lasting(step: Any, seconds: float) -> Any:
+        def take(*call: Any) -> Any:
+            clock.seconds += seconds
+            return step(*call)
+
+        return take
+
+    for stage, seconds in (("training", 1), ("validation", 3600), ("test", 3600)):
+        name = f"{stage}_step"
+        slow = lasting(getattr(LitCustomResNet, name), seconds)
+        monkeypatch.setattr(LitCustomResNet, name, slow)
+    monkeypatch.setattr("training.history.now", lambda _: clock.seconds)
+    metrics = quick_train(max_epochs=2)
+    assert metrics["fit_seconds"] == 2 * 3
+    assert metrics["images_per_second"] == 32
 
 
 def test_limits_shorten_the_epochs(quick_train: Train) -> None:
