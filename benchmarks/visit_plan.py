@@ -130,6 +130,7 @@ TRAIN = "train.py --accelerator {accelerator} {data} {small} --output_dir {runs}
 MEASURE = "benchmarks/measure.py {data_of_recipes}"
 PACE = "benchmarks/pace.py --device {device} --batch_size {batch} {paced}"
 THROUGHPUT = "--output {records}/{today}_throughput_{device}.csv"
+QUICK = "--against [loop] " + THROUGHPUT
 PROFILE = "--profile {records}/{today}_profile_{device}_{batch}.md"
 AIRBENCH = "benchmarks/studies/airbench.py {data} --repeats {repeats} "
 AIRBENCH += (
@@ -139,6 +140,68 @@ CHOOSE = "benchmarks/choose.py --recipe {best}"
 SCALE = "benchmarks/scale.py --device {device} {scaled}"
 
 
+class Writer:
+    """Writes the steps of stages, with everything in braces filled in.
+
+    Args:
+        values: `REAL` or `DRY`, and each of `PLACES`, quoted as for a shell.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values | {"today": today()}
+
+    def step(self, name: str, text: str, **marks: Any) -> Step:
+        """A command."""
+        return Step(name, shlex.split(text.format_map(self.values)), **marks)
+
+    def train(self, name: str, flags: str, **marks: Any) -> Step:
+        """A training that leaves a run folder."""
+        return self.step(
+            name, f"{TRAIN} --name {name} {flags}", leaves_run=True, **marks
+        )
+
+    def measure(self, name: str, recipes: str) -> Step:
+        """Recipes with several seeds, tested."""
+        flags = "--seeds {seeds} --output {records}/runs.csv"
+        return self.step(name, f"{MEASURE} {recipes} {flags}")
+
+    def pace(self, name: str, flags: str) -> list[Step]:
+        """The pace with each batch size."""
+        return [
+            Writer(self.values | {"batch": batch}).step(
+                f"{name}_{batch}", f"{PACE} {flags}"
+            )
+            for batch in self.values["batches"]
+        ]
+
+    def sweep(self, recipe: str, grid: Grid, record: str) -> list[Step]:
+        """The points of a grid, on held-out images."""
+        return [
+            self._part_of_sweep(recipe, grid, record, point)
+            for point in itertools.product(*grid.split.values())
+        ]
+
+    def _part_of_sweep(
+        self, recipe: str, grid: Grid, record: str, point: tuple[Any, ...]
+    ) -> Step:
+        own = dict(zip(grid.split, ([value] for value in point), strict=True))
+        flags = [
+            f"--sweep.{flag} [{','.join(map(str, found))}]"
+            for flag, found in (own | grid.sweep).items()
+        ]
+        text = f"{MEASURE} {recipe} --select --timed false {' '.join(flags)} "
+        text += f"{grid.seeds} --output {{records}}/{record}"
+        return self.step(f"sweep_{'_'.join(map(str, point))}", text, alone=False)
+
+    def choose(self, record: str, name: str, flags: str = "") -> list[Step]:
+        """The best of a sweep, and how it does on the test set."""
+        text = f"{CHOOSE} --runs {{records}}/{record} {flags}"
+        return [
+            self.step(f"choose_{name}", f"{text} --output {{records}}/{name}.yaml"),
+            self.measure(f"measure_{name}", f"{{records}}/{name}.yaml"),
+        ]
+
+
 def plan(values: dict[str, Any]) -> dict[str, Stage]:
     """All stages by name.
 
@@ -146,105 +209,85 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
         values: `REAL` or `DRY`, and each of `PLACES`, quoted as for a shell; without
             one, the steps have their names, but no commands that run.
     """
-    values = dict.fromkeys(PLACES, "") | values
-
-    def step(name: str, text: str, own: dict[str, Any], **marks: Any) -> Step:
-        line = text.format_map(values | own | {"today": today()})
-        return Step(name, shlex.split(line), **marks)
-
-    def train(name: str, flags: str, **marks: Any) -> Step:
-        text = f"{TRAIN} --name {name} {flags}"
-        return step(name, text, {}, leaves_run=True, **marks)
-
-    def measure(name: str, text: str) -> Step:
-        flags = "--seeds {seeds} --output {records}/runs.csv"
-        return step(name, f"{MEASURE} {text} {flags}", {})
-
-    def pace(name: str, flags: str) -> list[Step]:
-        return [
-            step(f"{name}_{batch}", f"{PACE} {flags}", {"batch": batch})
-            for batch in values["batches"]
-        ]
-
-    def sweep(recipe: str, grid: Grid, record: str) -> list[Step]:
-        steps = []
-        for point in itertools.product(*grid.split.values()):
-            own = dict(zip(grid.split, ([value] for value in point), strict=True))
-            flags = [
-                f"--sweep.{flag} [{','.join(map(str, found))}]"
-                for flag, found in (own | grid.sweep).items()
-            ]
-            text = f"{MEASURE} {recipe} --select --timed false {' '.join(flags)} "
-            text += f"{grid.seeds} --output {{records}}/{record}"
-            name = f"sweep_{'_'.join(map(str, point))}"
-            steps.append(step(name, text, {}, alone=False))
-        return steps
-
-    def choose(record: str, name: str, flags: str = "") -> list[Step]:
-        text = f"{CHOOSE} --runs {{records}}/{record} {flags}"
-        return [
-            step(f"choose_{name}", f"{text} --output {{records}}/{name}.yaml", {}),
-            measure(f"measure_{name}", f"{{records}}/{name}.yaml"),
-        ]
-
-    repeatable = "{short} --deterministic true"
-    quick = "--against [loop] " + THROUGHPUT
-    checks = [
-        train("default_seed0", "--tta flip", recipe="default"),
-        step("tests", "-m pytest -q -p no:cacheprovider {tests}", {}),
-        train("deterministic", repeatable),
-        train("again", repeatable, same_as="deterministic"),
-        train(
-            "stopped",
-            repeatable + " --ckpt_every_n_steps {every}",
-            same_as="deterministic",
-            is_stopped=True,
-        ),
-        train("graphed", repeatable + " --cuda_graph {graph}", same_as="deterministic"),
-        train("half", "{short} --precision {half}"),
-        train("compiled", "{short} --compile true"),
-        train("nccl", "{short} --strategy ddp"),
-    ]
-    paces = [
-        *pace("profile", PROFILE),
-        *pace("plain", "--against {against} " + THROUGHPUT),
-        *pace("compiled", "--train.compile default " + quick),
-        *pace("reduced_overhead", "--train.compile reduce-overhead " + quick),
-        *pace("graphed", "--train.cuda_graph {graph} " + quick),
-    ]
-    recipes = [
-        measure("best_and_seed", "{best} {seed}"),
-        *(
-            train(f"default_seed{seed}", f"--seed {seed} --tta flip", recipe="default")
-            for seed in range(1, values["seeds"])
-        ),
-    ]
-    rivals = [
-        step("airbench94", AIRBENCH + " {airbench}/legacy/airbench94.py", {}),
-        step("airbench94_muon", AIRBENCH + " {airbench}/airbench94_muon.py", {}),
-    ]
-    fast = sweep("{best}", values["fast"], "fast.csv")
-    for size in values["fast"].split["batch_size"]:
-        flags = f"--batch_size {size} --reach {values['reach']}"
-        fast += choose("fast.csv", f"fast_{size}", flags)
-    accurate = sweep("{best}", values["accurate"], "accurate.csv")
-    accurate += choose("accurate.csv", "accurate")
-    hosts = pace("host", "--on_host true " + quick)
-    for name, on_host in (("scale_device", "false"), ("scale_host", "true")):
-        output = f"{{records}}/{{today}}_{name}_{{device}}.csv"
-        hosts.append(step(name, f"{SCALE} --on_host {on_host} --output {output}", {}))
+    write = Writer(dict.fromkeys(PLACES, "") | values)
     return {
         "checks": Stage(
-            "README: default on a GPU; all that hangs on one works", checks
+            "README: default on a GPU; all that hangs on one works", _checks(write)
         ),
-        "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", paces),
-        "recipes": Stage("README: best, seed and default on a GPU", recipes),
-        "rivals": Stage("docs/lab/speed.md: airbench on the same card", rivals),
-        "fast": Stage("configs/fast.yaml: 94 % in the least time", fast),
-        "accurate": Stage("configs/: more accuracy in 24 epochs", accurate),
+        "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", _paces(write)),
+        "recipes": Stage("README: best, seed and default on a GPU", _recipes(write)),
+        "rivals": Stage("docs/lab/speed.md: airbench on the same card", _rivals(write)),
+        "fast": Stage("configs/fast.yaml: 94 % in the least time", _fast(write)),
+        "accurate": Stage("configs/: more accuracy in 24 epochs", _accurate(write)),
         "rates": Stage(
             "docs/lab/learning_rate.md: auto against fixed rates, 24 epochs",
-            sweep("{default}", values["rates"], "lr_sweep.csv"),
+            write.sweep("{default}", write.values["rates"], "lr_sweep.csv"),
         ),
-        "host": Stage("docs/lab/scale.md: images on a GPU and beside it", hosts),
+        "host": Stage("docs/lab/scale.md: images on a GPU and beside it", _host(write)),
     }
+
+
+def _checks(write: Writer) -> list[Step]:
+    repeatable, same = "{short} --deterministic true", {"same_as": "deterministic"}
+    stopped = repeatable + " --ckpt_every_n_steps {every}"
+    return [
+        write.train("default_seed0", "--tta flip", recipe="default"),
+        write.step("tests", "-m pytest -q -p no:cacheprovider {tests}"),
+        write.train("deterministic", repeatable),
+        write.train("again", repeatable, **same),
+        write.train("stopped", stopped, is_stopped=True, **same),
+        write.train("graphed", repeatable + " --cuda_graph {graph}", **same),
+        write.train("half", "{short} --precision {half}"),
+        write.train("compiled", "{short} --compile true"),
+        write.train("nccl", "{short} --strategy ddp"),
+    ]
+
+
+def _paces(write: Writer) -> list[Step]:
+    return [
+        *write.pace("profile", PROFILE),
+        *write.pace("plain", "--against {against} " + THROUGHPUT),
+        *write.pace("compiled", "--train.compile default " + QUICK),
+        *write.pace("reduced_overhead", "--train.compile reduce-overhead " + QUICK),
+        *write.pace("graphed", "--train.cuda_graph {graph} " + QUICK),
+    ]
+
+
+def _recipes(write: Writer) -> list[Step]:
+    return [
+        write.measure("best_and_seed", "{best} {seed}"),
+        *(
+            write.train(
+                f"default_seed{seed}", f"--seed {seed} --tta flip", recipe="default"
+            )
+            for seed in range(1, write.values["seeds"])
+        ),
+    ]
+
+
+def _rivals(write: Writer) -> list[Step]:
+    return [
+        write.step("airbench94", AIRBENCH + " {airbench}/legacy/airbench94.py"),
+        write.step("airbench94_muon", AIRBENCH + " {airbench}/airbench94_muon.py"),
+    ]
+
+
+def _fast(write: Writer) -> list[Step]:
+    steps = write.sweep("{best}", write.values["fast"], "fast.csv")
+    for size in write.values["fast"].split["batch_size"]:
+        flags = f"--batch_size {size} --reach {{reach}}"
+        steps += write.choose("fast.csv", f"fast_{size}", flags)
+    return steps
+
+
+def _accurate(write: Writer) -> list[Step]:
+    steps = write.sweep("{best}", write.values["accurate"], "accurate.csv")
+    return steps + write.choose("accurate.csv", "accurate")
+
+
+def _host(write: Writer) -> list[Step]:
+    steps = write.pace("host", "--on_host true " + QUICK)
+    for name, on_host in (("scale_device", "false"), ("scale_host", "true")):
+        output = f"{{records}}/{{today}}_{name}_{{device}}.csv"
+        steps.append(write.step(name, f"{SCALE} --on_host {on_host} --output {output}"))
+    return steps
