@@ -116,11 +116,12 @@ def measure(
     unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
     warm: list[Config] = []
     diverged: list[str] = []
-    for seed, (name, config) in itertools.product(wanted, planned):
-        same = {"seed": seed, "commit": commit, **recipes.place(config)}
+    for seed, recipe in itertools.product(wanted, planned):
+        (name, config), same = recipe, {"seed": seed, "commit": commit}
+        same |= recipes.place(config)
         if best is not None and seed > first_seed:
             first = same | {"seed": first_seed}
-            if (name, config) not in ahead(planned, best, read_runs(runs), first):
+            if recipe not in ahead(planned, best, read_runs(runs), first):
                 continue
         if len(on_record(read_runs(runs), name, config, same)):
             print(f"{name}: seed {seed} on record already", flush=True)
@@ -128,22 +129,17 @@ def measure(
         if timed and kept and config not in warm:
             recipes.warm_up(config)
             warm.append(config)
-        folder = folder_name(
-            name, seed, {flag: getattr(config, flag) for flag in sweep or {}}
-        )
-        given = replace(config, seed=seed, name=folder)
+        point = {flag: getattr(config, flag) for flag in sweep or {}}
+        given = replace(config, seed=seed, name=folder_name(name, seed, point))
         if not kept:
             given = replace(given, output_dir=unfinished)
         try:
             train_once(name, given, runs, commit, timed=timed and kept)
         except DivergedError as error:
-            diverged.append(folder)
-            print(f"{folder}: {error}", flush=True)
+            diverged.append(str(given.name))
+            print(f"{given.name}: {error}", flush=True)
         if not kept:
-            # TensorBoard's writer may still be at work in it, and others beside it.
-            shutil.rmtree(unfinished / folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                unfinished.rmdir()
+            discard(unfinished / str(given.name))
     rows = pd.concat([of_recipe(read_runs(runs), *recipe) for recipe in planned])
     print(steps_tables(rows) if steps else results_table(rows))
     if diverged:
@@ -246,6 +242,14 @@ def folder_name(recipe: str, seed: int, point: dict[str, Any]) -> str:
     """
     parts = [recipe, f"seed{seed}", *(f"{flag}{point[flag]}" for flag in point)]
     return re.sub(r"[^\w.-]", "_", "_".join(parts))
+
+
+def discard(folder: Path) -> None:
+    """Remove a run folder, and the folder around it when it was the last there."""
+    # TensorBoard's writer may still be at work in it, and others beside it.
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def train_once(
