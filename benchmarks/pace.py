@@ -182,16 +182,7 @@ def pace(
         raise InputError(
             f"--precision must be auto, {', '.join(DTYPES)}, got {precision}"
         )
-    epoch = TRAIN_IMAGES // batch_size
-    if profile is not None:
-        steps = WARM_UP + 2 * (steps or 10)
-    elif steps is None:
-        steps = epoch if device == "cuda" else min(epoch, max(1, 2048 // batch_size))
-    if steps > epoch or not epoch:
-        raise InputError(
-            f"--batch_size {batch_size}: {max(steps, 1)} batches are needed of "
-            f"{TRAIN_IMAGES} images; give fewer steps or smaller batches"
-        )
+    steps = settle_steps(steps, batch_size, device, profiled=profile is not None)
     flags = shlex.join(f"--{name}={value}" for name, value in (train or {}).items())
     own_flags(flags)  # a wrong one is refused before the work
     setting = Setting(
@@ -210,6 +201,33 @@ def pace(
         add_row(Path(output), row)
     for name, value in row.items():
         print(f"{'ratio ' if name in ratios(paces) else ''}{name} {value}")
+
+
+def settle_steps(
+    steps: int | None, batch_size: int, device: str, *, profiled: bool
+) -> int:
+    """Steps of a round, or of a profile with those before and beside it.
+
+    Args:
+        steps: What the user wants, if anything.
+        batch_size: Images in a batch.
+        device: What trains.
+        profiled: Whether a profile is wanted, instead of rounds.
+
+    Raises:
+        InputError: An epoch has fewer.
+    """
+    epoch = TRAIN_IMAGES // batch_size
+    if profiled:
+        steps = WARM_UP + 2 * (steps or 10)
+    elif steps is None:
+        steps = epoch if device == "cuda" else min(epoch, max(1, 2048 // batch_size))
+    if steps > epoch or not epoch:
+        raise InputError(
+            f"--batch_size {batch_size}: {max(steps, 1)} batches are needed of "
+            f"{TRAIN_IMAGES} images; give fewer steps or smaller batches"
+        )
+    return steps
 
 
 if __name__ == "__main__":
