@@ -69,21 +69,7 @@ def choose_hardware(
         "strategy": strategy,
     }
     asked = f"--accelerator {accelerator} --devices {devices} --strategy {strategy}"
-    # Whoever asks for the CPU knows it; this also holds for the Trainers to come.
-    warnings.filterwarnings("ignore", "GPU available but not used")
-    try:
-        trainer = pl.Trainer(**arguments, logger=False, enable_checkpointing=False)
-    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        wants_nvidia = accelerator in ("gpu", "cuda") and sys.platform != "darwin"
-        if wants_nvidia and (problem := cuda_problem()):
-            raise InputError(f"{asked}: {problem}, or give --accelerator cpu") from None
-        if "not compatible with an interactive" in reason:
-            raise InputError(f"{asked}: {NEEDS_SCRIPT}") from None
-        raise InputError(
-            f"{asked}: not possible here ({reason}); --accelerator cpu --devices 1 "
-            "always is"
-        ) from None
+    trainer = _first_trainer(arguments, asked)
     _check_launcher(trainer, asked)
     device = trainer.strategy.root_device
     is_nvidia = device.type == "cuda" or (
@@ -97,6 +83,26 @@ def choose_hardware(
             return choose_hardware("cpu", devices, num_nodes, strategy, precision)
     arguments["precision"] = resolve_precision(precision, device)
     return Hardware(arguments, device, trainer.world_size)
+
+
+def _first_trainer(arguments: dict[str, Any], asked: str) -> pl.Trainer:
+    """A trainer on what is asked for, if this machine has it."""
+    # Whoever asks for the CPU knows it; this also holds for the Trainers to come.
+    warnings.filterwarnings("ignore", "GPU available but not used")
+    try:
+        return pl.Trainer(**arguments, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        accelerator = arguments["accelerator"]
+        wants_nvidia = accelerator in ("gpu", "cuda") and sys.platform != "darwin"
+        if wants_nvidia and (problem := cuda_problem()):
+            raise InputError(f"{asked}: {problem}, or give --accelerator cpu") from None
+        if "not compatible with an interactive" in reason:
+            raise InputError(f"{asked}: {NEEDS_SCRIPT}") from None
+        raise InputError(
+            f"{asked}: not possible here ({reason}); --accelerator cpu --devices 1 "
+            "always is"
+        ) from None
 
 
 def cuda_problem(index: int | None = None) -> str | None:
