@@ -40,8 +40,14 @@ class Conv2d(nn.Conv2d):
 class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose batches are counted by the network, for all at once."""
 
+    def is_counted_for(self) -> bool:
+        """Whether the network counts: not where the statistics hang on the count."""
+        return self.momentum is not None and self.num_batches_tracked is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise maps (B, C, H, W)."""
+        if not self.is_counted_for():
+            return super().forward(x)
         return F.batch_norm(
             x,
             self.running_mean,
@@ -49,7 +55,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.weight,
             self.bias,
             self.training,
-            self.momentum or 0.0,
+            self.momentum or 0.0,  # it is never None here
             self.eps,
         )
 
@@ -132,9 +138,14 @@ class CustomResNet(nn.Module):
 
     def _count_batch(self) -> None:
         """Count a batch in every batch norm: eight additions, in one operation."""
+        # nn.SyncBatchNorm, which may stand in their place, counts itself.
         norms = [layer for layer in self.modules() if isinstance(layer, BatchNorm2d)]
-        counts: Any = [norm.num_batches_tracked for norm in norms]
-        if counts:  # nn.SyncBatchNorm, which may stand in their place, counts itself
+        counts: Any = [
+            norm.num_batches_tracked
+            for norm in norms
+            if norm.training and norm.is_counted_for()
+        ]
+        if counts:
             torch._foreach_add_(counts, 1)
 
 

@@ -1,11 +1,20 @@
 """The network against its literal table and an independent reference."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
-from custom_resnet import Conv2d, CustomResNet, layer_table, whitening_filters
+from custom_resnet import (
+    BatchNorm2d,
+    Conv2d,
+    CustomResNet,
+    layer_table,
+    whitening_filters,
+)
 
 TABLE = [
     ("Conv2d", (64, 32, 32), 1728),
@@ -117,6 +126,38 @@ def test_printed_table_holds_the_same_rows() -> None:
         expected = [f"{layer}-{number}", *str([-1, *shape]).split(), f"{count:,}"]
         assert row.split() == expected
     assert total.split() == ["Total", "6,573,120"]
+
+
+def as_pytorch_has_it(net: CustomResNet) -> nn.Module:
+    """A copy with PyTorch's own batch norm, which counts for itself."""
+    copied = copy.deepcopy(net)
+    for norm in copied.modules():
+        if isinstance(norm, BatchNorm2d):
+            norm.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return copied
+
+
+@pytest.mark.parametrize("way", ["usual", "cumulative", "frozen", "untracked"])
+def test_batch_statistics_are_those_of_pytorch(way: str) -> None:
+    """Also in ways in which weight averaging and fine-tuning leave batch norm."""
+    torch.manual_seed(0)
+    images, net = torch.randn(3, 8, 3, 32, 32), CustomResNet(base_width=4)
+    for norm in net.modules():
+        if isinstance(norm, BatchNorm2d) and way == "untracked":
+            for name in [*dict(norm.named_buffers())]:
+                setattr(norm, name, None)
+    nets = net, as_pytorch_has_it(net)
+    found = []
+    for one in nets:
+        if way == "cumulative":
+            update_bn(list(images[:2]), one)
+        one.train()
+        if way == "frozen":
+            one.get_submodule("residual1").eval()
+        answers = [one(images[2]), one.eval()(images[2])]
+        found.append([*answers, *one.state_dict().values()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def reference(x: Tensor, state: dict[str, Tensor]) -> Tensor:
