@@ -66,23 +66,16 @@ REAL: dict[str, Any] = {
     "reach": 0.94,
     "fast": Grid(
         {"batch_size": [256, 512], "max_epochs": [12, 16, 20]},
-        {
-            "lr": [0.0035, 0.006],
-            "label_smoothing": [0.1, 0.2],
-            "weight_decay": [0.2, 0.4],
-        },
+        {"lr": [0.0035, 0.005, 0.007], "weight_decay": [0.1, 0.2]},
         "--seeds 3 --best 2",
     ),
     "accurate": Grid(
-        {"batch_size": [128, 256], "cutout": [8, 12]},
-        {"lr": [0.0025, 0.0045], "weight_decay": [0.3, 0.5]},
+        {"batch_size": [256, 512], "logit_scale": [0.25, 1.0]},
+        {"lr": [0.0035, 0.005, 0.007], "label_smoothing": [0.05, 0.1]},
         "--seeds 3 --best 2",
     ),
     "rates": Grid(
-        {
-            "batch_size": [128, 512],
-            "lr": [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, "auto"],
-        },
+        {"batch_size": [256], "lr": [0.0018, 0.0025, 0.0035, 0.005, 0.007, "auto"]},
         {"max_epochs": [24]},
         "--seeds 3",
     ),
