@@ -116,12 +116,11 @@ def measure(
     unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
     warm: list[Config] = []
     diverged: list[str] = []
-    for seed, recipe in itertools.product(wanted, planned):
-        (name, config), same = recipe, {"seed": seed, "commit": commit}
-        same |= recipes.place(config)
+    for seed, (name, config) in itertools.product(wanted, planned):
+        same = {"seed": seed, "commit": commit, **recipes.place(config)}
         if best is not None and seed > first_seed:
             first = same | {"seed": first_seed}
-            if recipe not in ahead(planned, best, read_runs(runs), first):
+            if (name, config) not in ahead(planned, best, read_runs(runs), first):
                 continue
         if len(on_record(read_runs(runs), name, config, same)):
             print(f"{name}: seed {seed} on record already", flush=True)
@@ -130,16 +129,17 @@ def measure(
             recipes.warm_up(config)
             warm.append(config)
         point = {flag: getattr(config, flag) for flag in sweep or {}}
-        given = replace(config, seed=seed, name=folder_name(name, seed, point))
+        folder = folder_name(name, seed, point)
+        given = replace(config, seed=seed, name=folder)
         if not kept:
             given = replace(given, output_dir=unfinished)
         try:
             train_once(name, given, runs, commit, timed=timed and kept)
         except DivergedError as error:
-            diverged.append(str(given.name))
-            print(f"{given.name}: {error}", flush=True)
+            diverged.append(folder)
+            print(f"{folder}: {error}", flush=True)
         if not kept:
-            discard(unfinished / str(given.name))
+            discard(unfinished / folder)
     rows = pd.concat([of_recipe(read_runs(runs), *recipe) for recipe in planned])
     print(steps_tables(rows) if steps else results_table(rows))
     if diverged:
