@@ -1,5 +1,6 @@
 """A training in plain PyTorch, of changes of the recipe that train.py does not have."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.factorial import Row
 from config import IMAGE_SIZE
-from custom_resnet import CustomResNet
+from custom_resnet import BatchNorm2d, CustomResNet
 from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
 
 # What goes with a level: the rate that suits a batch size, the eps that suits a beta2.
-LRS = {256: 0.0035, 128: 0.0025}
+LRS = {512: 0.005, 256: 0.0035, 128: 0.0025}
 EPS = {0.999: 1e-8, 0.99: 1e-5}
 
 
@@ -135,19 +136,17 @@ class Training:
             pixels,
             labels,
             batch_size=row["batch_size"],
-            augmentation=Augmentation(
-                row["crop_padding"],
-                "reflect",
-                "alternate",
-                row["cutout"],
-                row["photo_like"],
-            ),
+            augmentation=self._augmentation(row["cutout"]),
             fill=(255 * torch.tensor(images.mean)).round().to(torch.uint8),
             seed=row["seed"],
             device=device,
         )
         steps = epochs * len(self.batches)
         self.optimizer, self.schedule = self._make_optimizer(steps)
+
+    def _augmentation(self, cutout: int) -> Augmentation:
+        crop, share = self.row["crop_padding"], self.row["photo_like"]
+        return Augmentation(crop, "reflect", "alternate", cutout, share)
 
     def _make_optimizer(self, steps: int) -> tuple[Any, Any]:
         row, (first, *others) = self.row, [*self.net.parameters()]
@@ -168,7 +167,7 @@ class Training:
             groups,
             lr=lr,
             betas=(0.9, beta2),
-            eps=EPS[beta2],
+            eps=row["eps"] or EPS[beta2],
             decoupled_weight_decay=True,
             fused=True,
         )
@@ -178,6 +177,7 @@ class Training:
             total_steps=steps,
             pct_start=row["pct_start"],
             anneal_strategy=row["anneal"],
+            cycle_momentum=row["cycle_momentum"],
         )
         return optimizer, schedule
 
@@ -186,6 +186,8 @@ class Training:
         self.net.train()
         for epoch in range(self.epochs):
             self.batches.set_epoch(epoch)
+            if epoch >= self.epochs - self.row["uncut_epochs"]:
+                self.batches.augmentation = self._augmentation(cutout=0)
             draws = torch.Generator().manual_seed(1000 * self.row["seed"] + epoch)
             for raw, labels in self.batches:
                 self._step(raw, labels, draws)
@@ -194,19 +196,44 @@ class Training:
         row, smoothing = self.row, self.row["label_smoothing"]
         images = jitter(self._normalised(raw), row["colour_jitter"], draws)
         images, others, share = mix(images, labels, row, draws)
-        logits = self._logits(self.net, images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if share:
+
+        def loss() -> Tensor:
+            logits = self._logits(self.net, images)
+            own = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            if not share:
+                return own
             other = F.cross_entropy(logits, others, label_smoothing=smoothing)
-            loss = torch.lerp(loss, other, share)
+            return torch.lerp(own, other, share)
+
         self.optimizer.zero_grad()
-        loss.backward()
+        loss().backward()
+        if row["sam"]:
+            self._look_nearby(loss)
         if row["centred"]:
             self._centre()
         self.optimizer.step()
         self.schedule.step()
         if isinstance(self.judged, AveragedModel):
             self.judged.update_parameters(self.net)
+
+    def _look_nearby(self, loss: Callable[[], Tensor]) -> None:
+        """Take the gradients where the loss is worst nearby (SAM, arXiv 2010.01412)."""
+        weights = [*self.net.parameters()]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        radius = self.row["sam"] / nn.utils.get_total_norm(gradients).clamp(min=1e-12)
+        steps: Any = torch._foreach_mul(gradients, radius)
+        before = [weight.detach().clone() for weight in weights]
+        norms = [part for part in self.net.modules() if isinstance(part, BatchNorm2d)]
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_add_(weights, steps)
+        for norm in norms:
+            norm.momentum = 0.0  # its statistics are those of the weights themselves
+        loss().backward()
+        for norm in norms:
+            norm.momentum = self.row["norm_momentum"]
+        with torch.no_grad():
+            torch._foreach_copy_(weights, before)
 
     def _centre(self) -> None:
         convolutions = [p.grad for p in self.net.parameters() if p.ndim == 4]

@@ -9,6 +9,7 @@ import shlex
 from typing import Any, NamedTuple
 
 from benchmarks.rows import today
+from benchmarks.studies import screening
 
 
 class Step(NamedTuple):
@@ -64,6 +65,8 @@ REAL: dict[str, Any] = {
     "seeds": 5,
     "repeats": 10,
     "reach": 0.94,
+    "screened": "",
+    "rows": [[*range(first, first + 4)] for first in range(0, 24, 4)],
     "fast": Grid(
         {"batch_size": [256, 512], "max_epochs": [12, 16, 20]},
         {"lr": [0.0035, 0.005, 0.007], "weight_decay": [0.1, 0.2]},
@@ -108,6 +111,8 @@ DRY: dict[str, Any] = {
     "seeds": 2,
     "repeats": 1,
     "reach": 0.01,
+    "screened": "--epochs 1 --base_width 4 --val_size 100",
+    "rows": [[0], [23]],
     "fast": Grid({"batch_size": [16], "max_epochs": [1, 2]}, {}, "--seeds 2 --best 1"),
     "accurate": Grid({"cutout": [8]}, {"lr": [0.01, 0.02]}, "--seeds 2 --best 1"),
     "rates": Grid({"lr": [0.01, "auto"]}, {}, "--seeds 1"),
@@ -130,6 +135,8 @@ AIRBENCH += (
     "--accelerator {accelerator} --output {records}/{today}_airbench_{device}.csv"
 )
 CHOOSE = "benchmarks/choose.py --recipe {best}"
+SCREENING = "benchmarks/studies/screening.py third --device {device} {data} {screened} "
+SCREENING += f"--output {{records}}/{screening.RECORD.name}"
 SCALE = "benchmarks/scale.py --device {device} {scaled}"
 
 
@@ -210,6 +217,9 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
         "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", _paces(write)),
         "recipes": Stage("README: best, seed and default on a GPU", _recipes(write)),
         "rivals": Stage("docs/lab/speed.md: airbench on the same card", _rivals(write)),
+        "screening": Stage(
+            "docs/lab/accuracy.md: effects of the third design", _screening(write)
+        ),
         "fast": Stage("configs/fast.yaml: 94 % in the least time", _fast(write)),
         "accurate": Stage("configs/: more accuracy in 24 epochs", _accurate(write)),
         "rates": Stage(
@@ -262,6 +272,17 @@ def _rivals(write: Writer) -> list[Step]:
     return [
         write.step("airbench94", AIRBENCH + " {airbench}/legacy/airbench94.py"),
         write.step("airbench94_muon", AIRBENCH + " {airbench}/airbench94_muon.py"),
+    ]
+
+
+def _screening(write: Writer) -> list[Step]:
+    return [
+        write.step(
+            f"rows_{rows[0]}",
+            f"{SCREENING} --rows {shlex.quote(str(rows))}",
+            alone=False,
+        )
+        for rows in write.values["rows"]
     ]
 
 

@@ -36,6 +36,7 @@ from benchmarks.rows import RESULTS, add_row, read_rows
 from benchmarks.runs import read_runs
 from benchmarks.scale import scale
 from benchmarks.studies import airbench as airbench_module
+from benchmarks.studies import screening
 from benchmarks.studies.airbench import airbench
 from benchmarks.visit_plan import REAL, Stage, Step, plan
 from common import cli
@@ -52,6 +53,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "benchmarks/scale.py": scale,
     "benchmarks/choose.py": choose,
     "benchmarks/studies/airbench.py": airbench,
+    "benchmarks/studies/screening.py": screening.screening,
 }
 
 
@@ -94,6 +96,9 @@ def test_every_flag_that_is_typed_is_one_and_every_value_is_valid(
             Config(**found)
         for flag, value in (found.get("train") or {}).items():  # of pace.py
             assert flag in own_flags(f"--{flag}={value}")
+        if script.endswith("screening.py"):
+            for name in found["designs"]:
+                assert screening.numbers_of(name, found["rows"]) == found["rows"]
         if found.get("select"):
             own = {"data_dir": found["data_dir"]}
             every = measuring.plan(
@@ -128,11 +133,21 @@ def test_nothing_is_chosen_on_the_test_set(planned: dict[str, Stage]) -> None:
     assert "runs.csv" not in {Path(file).name for file in selected}
 
 
+def test_the_design_is_trained_whole(planned: dict[str, Stage]) -> None:
+    found = [
+        row
+        for step in planned["screening"].steps
+        for row in cli.parse(screening.screening, step.command[1:])["rows"]
+    ]
+    assert found in ([*range(24)], [0, 23])
+
+
 def test_what_is_timed_runs_alone(planned: dict[str, Stage]) -> None:
     for _, steps in planned.values():
         for step in steps:
             timed = values(step.command, "timed")
-            assert step.alone == (timed != ["false"])
+            is_design = step.command[0] == "benchmarks/studies/screening.py"
+            assert step.alone == (timed != ["false"] and not is_design)
 
 
 def test_a_dry_run_writes_into_its_own_folders(tmp_path: Path) -> None:

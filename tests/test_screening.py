@@ -1,6 +1,7 @@
 """Designs of many changes at once: their rows, what trains one, and what they show."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.plain_training import Training, best_loss, build_net, jitter, mi
 from benchmarks.rows import add_row, read_rows
 from benchmarks.studies import screening
 from common.errors import InputError
+from datamodule import CIFAR10DataModule
 
 
 @pytest.mark.parametrize("count", [11, 14, 19, 23])
@@ -108,10 +110,11 @@ def test_the_best_loss_does_not_depend_on_the_scale() -> None:
 @pytest.fixture
 def small_study(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Arguments of a screening that takes seconds."""
-    monkeypatch.setattr(screening, "HELD_OUT", 20)
-    monkeypatch.setitem(screening.FIRST, "batch_size", (32, 16))
+    for factors in (screening.FIRST, screening.THIRD):
+        monkeypatch.setitem(factors, "batch_size", (32, 16))
     monkeypatch.setattr(plain_training, "LRS", {32: 0.01, 16: 0.01})
-    return {"epochs": 2, "base_width": 4, "data_dir": str(image_folder)}
+    folder = {"data_dir": str(image_folder), "val_size": 20}
+    return {"epochs": 2, "base_width": 4, **folder}
 
 
 def test_rows_are_trained_once(
@@ -127,8 +130,8 @@ def test_rows_are_trained_once(
     screening.screening(["first"], "rows.csv", [0, 21], **small_study)
     with pytest.raises(InputError, match=r"--rows must be from 0 to 39, got 40"):
         screening.screening(["first"], "rows.csv", [40], **small_study)
-    with pytest.raises(InputError, match="third is no design; give one of first"):
-        screening.screening(["third"], "rows.csv", **small_study)
+    with pytest.raises(InputError, match="fourth is no design; give one of first"):
+        screening.screening(["fourth"], "rows.csv", **small_study)
 
 
 def test_what_differs_in_a_row_differs_in_its_training(
@@ -136,7 +139,7 @@ def test_what_differs_in_a_row_differs_in_its_training(
 ) -> None:
     """Each factor changes the result, so none is left out by mistake."""
     losses = {}
-    factors = screening.FIRST | screening.SECOND
+    factors = screening.FIRST | screening.SECOND | screening.THIRD
     for name, (_, upper) in {"none": (0, 0), **factors}.items():
         base = row_of(batch_size=32) | ({} if name == "none" else {name: upper})
         study = screening.Study(base, {})
@@ -146,6 +149,69 @@ def test_what_differs_in_a_row_differs_in_its_training(
         screening.screening(["one"], str(file), **small_study)
         losses[name] = read_rows(file)["val/loss"][0]
     assert len({*losses.values()}) == len(factors) + 1, losses
+
+
+@pytest.fixture
+def training(small_study: dict[str, Any]) -> Callable[..., Training]:
+    """Makes the training of a row, of three short epochs."""
+    folder = small_study["data_dir"]
+    images = CIFAR10DataModule("folder", folder, batch_size=1, val_size=20)
+    images.prepare_data()
+    images.setup()
+
+    def make(**levels: Any) -> Training:
+        return Training(row_of(**levels), images, 3, 4, torch.device("cpu"))
+
+    return make
+
+
+def test_gradients_are_those_where_the_loss_is_worst_nearby(
+    training: Callable[..., Training],
+) -> None:
+    trained = training(sam=0.3)
+    weights = [*trained.net.parameters()]
+    before = [weight.detach().clone() for weight in weights]
+
+    def loss() -> torch.Tensor:
+        return torch.stack([(weight**4).sum() / 4 for weight in weights]).sum()
+
+    loss().backward()
+    trained._look_nearby(loss)
+    cubes = [weight**3 for weight in before]
+    norm = torch.cat([cube.flatten() for cube in cubes]).norm()
+    for weight, old, cube in zip(weights, before, cubes, strict=True):
+        assert torch.equal(weight, old)
+        nearby = (old + 0.3 * cube / norm) ** 3
+        assert weight.grad is not None
+        assert torch.allclose(weight.grad, nearby, atol=1e-6)
+
+
+def test_what_is_looked_at_nearby_leaves_the_statistics_alone(
+    training: Callable[..., Training],
+) -> None:
+    found = []
+    for radius in (0.0, 0.3):
+        trained = training(sam=radius, norm_momentum=0.2)
+        raw, labels = next(iter(trained.batches))
+        trained.net.train()
+        trained._step(raw, labels, torch.Generator())
+        found.append(trained.net.get_buffer("prep.1.running_mean"))
+        assert trained.net.get_submodule("prep.1").momentum == 0.2
+    assert torch.equal(*found)
+
+
+def test_the_last_epochs_have_no_cutout(
+    training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, sides = training(uncut_epochs=1, cutout=6), []
+
+    def note(*_: Any) -> None:
+        sides.append(trained.batches.augmentation.cutout)
+
+    monkeypatch.setattr(trained, "_step", note)
+    trained.train()
+    per_epoch = len(trained.batches)
+    assert sides == [6] * 2 * per_epoch + [0] * per_epoch
 
 
 def planted(rows: range, noise: float) -> pd.DataFrame:

@@ -5,9 +5,10 @@
 
 trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of CIFAR-10
 and judges each on the 10,000 others. The first design has many factors; the second has
-those that were left, at levels about the best of the first. What is judged is the loss
-at the temperature that suits it best: it tells recipes apart far sooner than accuracy
-does. Rows that are on record in FILE are not trained again.
+those that were left, at levels about the best of the first, and the third what neither
+of them had. What is judged is the loss at the temperature that suits it best: it tells
+recipes apart far sooner than accuracy does. Rows that are on record in FILE are not
+trained again.
 
 `effects` of factorial.py says what the rows on record show.
 """
@@ -33,12 +34,12 @@ from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from common import cli
 from common.errors import InputError
 from common.files import expanded
+from config import Asked
 from datamodule import CIFAR10DataModule
 from machine import provenance
 from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-26_screening_cuda.csv"
-HELD_OUT = 10_000  # images
 
 
 class Study(NamedTuple):
@@ -71,7 +72,15 @@ FIRST: dict[str, tuple[Any, Any]] = {
     "photo_like": (0.0, 0.25),  # share of the images
 }
 # What the first design says nothing of is as in configs/best.yaml there.
-USUAL = {"crop_padding": 4, "first_lr": 1.0, "centred": False}
+USUAL = {
+    "crop_padding": 4,
+    "first_lr": 1.0,
+    "centred": False,
+    "eps": None,  # of Adam: what suits its second beta
+    "cycle_momentum": True,
+    "uncut_epochs": 0,
+    "sam": 0.0,
+}
 # About the best levels of the first.
 SECOND: dict[str, tuple[Any, Any]] = {
     "lr": (1.0, 0.7),
@@ -86,12 +95,24 @@ SECOND: dict[str, tuple[Any, Any]] = {
     "first_lr": (1.0, 0.1),  # learning rate of the first convolution, likewise
     "centred": (False, True),  # gradients of convolutions (arXiv 2004.01461)
 }
+# About configs/best.yaml, as the second has left it.
+THIRD: dict[str, tuple[Any, Any]] = {
+    "lr": (1.0, 1.6),
+    "batch_size": (256, 512),
+    "eps": (1e-8, 1e-4),
+    "cycle_momentum": (True, False),  # Adam's first beta goes against the rate, or not
+    "weight_decay": (0.2, 0.14),
+    "label_smoothing": (0.1, 0.05),
+    "logit_scale": (0.25, 1.0),
+    "uncut_epochs": (0, 2),  # at the end, without cutout
+    "crop_padding": (4, 3),  # pixels
+    "sam": (0.0, 0.1),  # how far sharpness-aware minimisation looks; 0 for without
+}
+BASE = {name: low for name, (low, _) in FIRST.items()} | USUAL | {"whiten": True}
 STUDIES = {
     "first": Study(USUAL, FIRST),
-    "second": Study(
-        {name: low for name, (low, _) in FIRST.items()} | USUAL | {"whiten": True},
-        SECOND,
-    ),
+    "second": Study(BASE, SECOND),
+    "third": Study(BASE | {"dirac": True}, THIRD),
 }
 
 
@@ -110,19 +131,23 @@ def screening(
     seed: int = 0,
     epochs: int = 24,
     base_width: int = 64,
+    data: Asked = "auto",
     data_dir: str = "data",
+    val_size: int = 10_000,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Train rows of designs, and put each on record.
 
     Args:
-        designs: Their names, first or second.
+        designs: Their names, first, second or third.
         output: CSV file to which the rows are added.
         rows: Which ones, from 0; null for all.
         seed: Of weights, order and augmentation.
         epochs: Length of a training.
         base_width: Channels of the first convolution.
+        data: Images, as for train.py.
         data_dir: Folder of the images.
+        val_size: How many images are held out, to judge with.
         device: What trains.
 
     Raises:
@@ -135,7 +160,7 @@ def screening(
     )
     done = read_rows(record, "design", "row", "seed")
     # Batches are made in `Training`.
-    images = CIFAR10DataModule(data_dir=data_dir, val_size=HELD_OUT, batch_size=1)
+    images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
     images.prepare_data()
     images.setup()
     pixels, labels = images.val_set
