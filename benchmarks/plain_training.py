@@ -218,7 +218,7 @@ class Training:
 
     def _look_nearby(self, loss: Callable[[], Tensor]) -> None:
         """Take the gradients where the loss is worst nearby (SAM, arXiv 2010.01412)."""
-        weights = [*self.net.parameters()]
+        weights: list[Tensor] = [*self.net.parameters()]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         radius = self.row["sam"] / nn.utils.get_total_norm(gradients).clamp(min=1e-12)
         steps: Any = torch._foreach_mul(gradients, radius)
