@@ -5,10 +5,10 @@
 
 trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of CIFAR-10
 and judges each on the 10,000 others. The first design has many factors; the second has
-those that were left, at levels about the best of the first, and the third what neither
-of them had. What is judged is the loss at the temperature that suits it best: it tells
-recipes apart far sooner than accuracy does. Rows that are on record in FILE are not
-trained again.
+those that were left, at levels about the best of the first, and the third is about
+configs/best.yaml as the second has left it. What is judged is the loss at the
+temperature that suits it best: it tells recipes apart far sooner than accuracy does.
+Rows that are on record in FILE are not trained again.
 
 `effects` of factorial.py says what the rows on record show.
 """
