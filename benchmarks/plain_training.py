@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.factorial import Row
 from config import IMAGE_SIZE
-from custom_resnet import BatchNorm2d, CustomResNet
+from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
@@ -39,10 +39,15 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
         for residual in (net.residual1, net.residual3):
             last_norm: Any = residual[1].get_submodule("1")
             last_norm.weight.fill_(row["residual_gain"])
+    set_momentum(net, row["norm_momentum"])
+    return net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def set_momentum(net: nn.Module, momentum: float) -> None:
+    """Let the statistics of every batch norm follow their batches so fast."""
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = row["norm_momentum"]
-    return net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+            norm.momentum = momentum
 
 
 def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -223,15 +228,12 @@ class Training:
         radius = self.row["sam"] / nn.utils.get_total_norm(gradients).clamp(min=1e-12)
         steps: Any = torch._foreach_mul(gradients, radius)
         before = [weight.detach().clone() for weight in weights]
-        norms = [part for part in self.net.modules() if isinstance(part, BatchNorm2d)]
         self.optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_add_(weights, steps)
-        for norm in norms:
-            norm.momentum = 0.0  # its statistics are those of the weights themselves
+        set_momentum(self.net, 0.0)  # statistics stay those of the weights themselves
         loss().backward()
-        for norm in norms:
-            norm.momentum = self.row["norm_momentum"]
+        set_momentum(self.net, self.row["norm_momentum"])
         with torch.no_grad():
             torch._foreach_copy_(weights, before)
 
