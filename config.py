@@ -26,7 +26,7 @@ from common.files import expanded
 from common.wording import describe, fits, parts
 from networks import NETWORKS
 
-Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal[
     "auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"
 ]

@@ -1,10 +1,11 @@
 """`CIFAR10DataModule`: images, split and loaders."""
 
 import copy
+import inspect
 import logging
 import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.files import expanded
-from config import DEFAULT_DIR, IMAGE_SIZE, Asked, Flip, PaddingMode
+from config import DEFAULT_DIR, IMAGE_SIZE, Asked, Config, Flip, PaddingMode
 from images import sources
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader, fits
@@ -86,6 +87,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
         )
         self._train_loaders: dict[Place, TrainLoader] = {}
         self._on_host: dict[torch.device, bool] = {}
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The images that a configuration asks for."""
+        names = inspect.signature(cls).parameters  # each is a field of Config, too
+        return cls(**{name: getattr(config, name) for name in names})
 
     def prepare_data(self) -> None:
         """Download what is missing."""
@@ -168,6 +175,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
                     "images, or a smaller --val_size, would help it"
                 )
 
+    @property
+    def fill(self) -> Tensor:
+        """The mean colour, uint8 (3,), that cutout's squares show."""
+        return (255 * torch.tensor(self.mean)).round().to(torch.uint8)
+
     def __str__(self) -> str:
         """How many images there are, and of what."""
         train, val, test = self.sizes().values()
@@ -189,7 +201,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
                 *self.train_set,
                 batch_size=self.batch_size,
                 augmentation=self.augmentation,
-                fill=(255 * torch.tensor(self.mean)).round().to(torch.uint8),
+                fill=self.fill,
                 seed=self.seed,
                 **place._asdict(),
             )

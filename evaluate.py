@@ -65,9 +65,9 @@ def evaluate(
         raise InputError(
             f"--batch_size must be a whole number, at least 1, got {batch_size}"
         )
-    hardware = choose_hardware(accelerator, 1, 1, "auto", precision)
+    hardware = choose_hardware(accelerator, precision=precision)
     path = WEIGHTS if ckpt_path is None else expanded(ckpt_path)
-    model = load_model(None if ckpt_path is None else path)
+    model = load_model(ckpt_path)
     model.hparams["tta"] = tta
     images, labels = read_test_images(model, data, data_dir, split_dir)
     device = hardware.device

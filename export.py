@@ -82,7 +82,7 @@ def export(
         InputError: The output is there, cannot be written or differs.
     """
     checkpoint = expanded(ckpt_path or WEIGHTS)
-    model = load_model(None if ckpt_path is None else checkpoint)
+    model = load_model(ckpt_path)
     make_contiguous(model)
     if half:
         round_weights(model)

@@ -54,7 +54,7 @@ def predict(
     """
     if top < 1:
         raise InputError(f"--top must be a whole number, at least 1, got {top}")
-    model = load_model(None if ckpt_path is None else expanded(ckpt_path))
+    model = load_model(ckpt_path)
     if explain is not None:
         explain = str(expanded(explain))
     # What is in the folder of explanations comes from here.

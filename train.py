@@ -234,19 +234,7 @@ def find_checkpoint(
 
 def load_images(config: Config) -> CIFAR10DataModule:
     """The images, downloaded if need be, read and split."""
-    images = CIFAR10DataModule(
-        config.data,
-        config.data_dir,
-        config.batch_size,
-        config.val_size,
-        config.seed,
-        config.crop_padding,
-        config.padding_mode,
-        config.flip,
-        config.cutout,
-        config.photo_like,
-        config.download_url,
-    )
+    images = CIFAR10DataModule.from_config(config)
     images.prepare_data()
     images.setup()
     return images

@@ -23,7 +23,6 @@ ACCURACIES = {
 # What makes a run what it is, and where it ran.
 KIND = ("data", "lr", *SHAPING, "device", "precision")
 CIRCUMSTANCES = ("device", "commit", "versions")
-AUTO = ("lr_finder.json", "lr_finder.png")  # of a run that picked its rate
 
 
 class Entry(NamedTuple):
@@ -153,7 +152,7 @@ def _values(group: Sequence[Entry], name: str) -> list[float]:
 def _settings(run: Run) -> dict[str, str]:
     values: dict[str, Any] = run.config.record()
     values |= {name: run.metrics[name] for name in CIRCUMSTANCES}
-    if any((run.path / name).is_file() for name in AUTO):
+    if (run.path / "lr_finder.json").is_file():
         values["lr"] = "auto"
     return {name: flag(value) for name, value in values.items()}
 

@@ -99,12 +99,7 @@ def png(pixels: NDArray[np.uint8]) -> str:
     """Pixels, uint8 (H, W, 3), as the address of a picture."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return data_uri(file.getvalue())
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG file as the address of a picture."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def percent(share: float | None, digits: int = 2) -> str:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "cifar10.safetensors"
 
 
-def load_model(path: Path | None = None) -> LitCustomResNet:
+def load_model(path: str | Path | None = None) -> LitCustomResNet:
     """The network of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
@@ -39,7 +39,7 @@ def load_model(path: Path | None = None) -> LitCustomResNet:
             f"{WEIGHTS}: no such file, so there are no default weights; give "
             "--ckpt_path FILE, a checkpoint that train.py has written"
         )
-    path = path or WEIGHTS
+    path = WEIGHTS if path is None else expanded(path)
     saved = read_trained(path)
     try:
         module = LitCustomResNet(**saved["hyper_parameters"])

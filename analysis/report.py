@@ -20,7 +20,7 @@ from torch import Tensor
 
 from analysis import figures
 from analysis.evaluation import Evaluation, Mistake
-from analysis.html import data_uri, png, svg, write_page
+from analysis.html import png, svg, write_page
 from analysis.loading import check_same_images, load_model
 from analysis.samples import Samples, first_samples
 from common.errors import InputError
@@ -138,18 +138,7 @@ def open_run(
     ckpt_path = ckpt_path or run.path / "checkpoints" / "last.ckpt"
     model = load_model(ckpt_path)
     if images is None:
-        images = CIFAR10DataModule(
-            run.config.data,
-            run.config.data_dir,
-            run.config.batch_size,
-            run.config.val_size,
-            run.config.seed,
-            run.config.crop_padding,
-            run.config.padding_mode,
-            run.config.flip,
-            run.config.cutout,
-            run.config.photo_like,
-        )
+        images = CIFAR10DataModule.from_config(run.config)
         images.setup()
     check_same_images(model, images, ckpt_path)
     return model, images
@@ -179,7 +168,6 @@ def write_report(
     drawings = {
         name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
-    finder = run.path / "lr_finder.png"  # all that older runs have kept
     command = run.metrics["command"]
     return write_page(
         path or run.path / "report.html",
@@ -194,7 +182,6 @@ def write_report(
         drawings=drawings,
         numbered=len(evaluation.classes) <= NUMBERED,
         pairs=evaluation.confused_pairs(PAIRS),
-        lr_finder=data_uri(finder.read_bytes()) if finder.is_file() else None,
         gallery=[(mistake, *_pictures(mistake)) for mistake in evaluation.mistakes],
         public=public,
         shown=without_folders if public else str,
@@ -249,8 +236,8 @@ def command_without_folders(command: str) -> str:
     return " ".join(words)
 
 
-def lr_schedule(lr: float, steps: int) -> list[float]:
-    """The learning rate of each step of a run.
+def lr_schedule(lr: float, steps: int) -> tuple[list[float], list[float]]:
+    """The learning rate and Adam's first beta at each step of a run.
 
     Args:
         lr: The maximum.
@@ -258,17 +245,20 @@ def lr_schedule(lr: float, steps: int) -> list[float]:
     """
     optimizer = torch.optim.Adam([torch.zeros(1)])
     cycle = one_cycle(optimizer, lr, steps)
-    rates: list[float] = []
+    lrs: list[float] = []
+    betas: list[float] = []
     for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
+        [group] = optimizer.param_groups
+        lrs.append(group["lr"])
+        betas.append(group["betas"][0])
         optimizer.step()  # or the schedule warns
         cycle.step()
-    return rates
+    return lrs, betas
 
 
 def _drawings(run: Run, evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
     rows, counts, test = run.rows, evaluation.counts, run.test
-    lrs = lr_schedule(float(run.config.lr), int(rows[-1]["step"]))
+    lrs, _ = lr_schedule(float(run.config.lr), int(rows[-1]["step"]))
     drawings: dict[str, Callable[[], Figure]] = {
         "loss": lambda: figures.curve_figure(rows, "loss"),
         "accuracy": lambda: figures.curve_figure(rows, "acc"),

@@ -41,7 +41,6 @@ def first_samples(
     if stand_in is not None:
         originals = stand_in.expand_as(originals)
     padded = pad(originals, how.crop_padding, how.padding_mode)
-    fill = (255 * torch.tensor(images.mean)).round().to(torch.uint8)
     places = draws._replace(image=torch.arange(len(originals)))
-    augmented = augment(padded, places, how, fill).permute(0, 2, 3, 1)
+    augmented = augment(padded, places, how, images.fill).permute(0, 2, 3, 1)
     return Samples(originals, augmented, labels[draws.image])

@@ -2,15 +2,13 @@
 
     python benchmarks/pictures.py
 
-writes SVG files to docs/pictures/. They show numbers only: the schedule is asked of
-`LitCustomResNet`, range tests and the sweep of rates are those on record.
+writes SVG files to docs/pictures/. They show numbers only: the schedule is that of a
+run, range tests and the sweep of rates are those on record.
 """
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import lr_finder_figure, own_style
+from analysis.report import lr_schedule
 from benchmarks.rows import RESULTS
 from benchmarks.runs import read_runs
 from benchmarks.studies import screening
@@ -29,33 +28,15 @@ from benchmarks.studies.lr_rules import lightning, picks_figure
 from benchmarks.studies.lr_stability import CURVES, Tests, read_tests
 from benchmarks.sweeps import AUTO, Sweep, find_sweeps
 from common import cli
-from lightning_module import LitCustomResNet
 from machine.provenance import PROJECT
 from training.lr_finder import RangeTest, smooth
 
 BATCHES, EPOCHS = 175, 24  # of 256 in the 45,000 images that train.py trains on
 
 
-def schedule(max_lr: float, steps: int) -> tuple[list[float], list[float]]:
-    """Learning rate and first beta of Adam at each step of a run."""
-    module = LitCustomResNet("ab", (0.5,) * 3, (0.25,) * 3, max_lr, base_width=1)
-    trainer = SimpleNamespace(estimated_stepping_batches=steps)
-    with mock.patch.object(LitCustomResNet, "trainer", trainer):
-        configured: dict[str, Any] = dict(module.configure_optimizers())
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]
-    lrs, betas = [], []
-    for _ in range(steps):
-        group = optimizer.param_groups[0]
-        lrs.append(group["lr"])
-        betas.append(group["betas"][0])
-        optimizer.step()
-        scheduler["scheduler"].step()
-    return lrs, betas
-
-
 def schedule_figure(max_lr: float) -> Figure:
     """Learning rate and first beta over a run of 24 epochs."""
-    lrs, betas = schedule(max_lr, BATCHES * EPOCHS)
+    lrs, betas = lr_schedule(max_lr, BATCHES * EPOCHS)
     epochs = np.arange(len(lrs)) / BATCHES
     figure = Figure(figsize=(7, 4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))

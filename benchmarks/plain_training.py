@@ -142,7 +142,7 @@ class Training:
             labels,
             batch_size=row["batch_size"],
             augmentation=self._augmentation(row["cutout"]),
-            fill=(255 * torch.tensor(images.mean)).round().to(torch.uint8),
+            fill=images.fill,
             seed=row["seed"],
             device=device,
         )

@@ -92,7 +92,7 @@ def read_recipe(file: str | None, own: dict[str, Any], *, select: bool) -> Confi
 def read_run(folder: Path) -> Config:
     """The flags of a finished run, with "auto" where a range test found the rate."""
     config = report.read_run(folder).config
-    tested = (folder / "lr_finder.png").exists()
+    tested = (folder / "lr_finder.json").exists()
     return replace(config, lr="auto") if tested else config
 
 
@@ -140,7 +140,7 @@ def find_steps(name: str, first: Config, last: Config) -> list[tuple[str, Config
 
 def place(config: Config) -> dict[str, str]:
     """Device and precision of a recipe here, as in the rows on record."""
-    hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
+    hardware = choose_hardware(config.accelerator, precision=config.precision)
     found = provenance.circumstances(hardware)
     return {column: found[column] for column in ("device", "precision")}
 

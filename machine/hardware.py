@@ -50,10 +50,10 @@ class Hardware(NamedTuple):
 
 def choose_hardware(
     accelerator: str,
-    devices: int | str | list[int],
-    num_nodes: int,
-    strategy: str,
-    precision: Precision,
+    devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: Precision = "auto",
 ) -> Hardware:
     """Settle device and precision before anything else happens.
 

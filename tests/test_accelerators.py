@@ -190,7 +190,7 @@ def test_training_range_test_and_evaluation_try_them(
     assert seen[0]
     with monkeypatch.context() as patch:
         patch.setattr(LitCustomResNet, "test_step", note(forward))
-        hardware = choose_hardware("cpu", 1, 1, "auto", "32-true")
+        hardware = choose_hardware("cpu", precision="32-true")
         loader = EvalLoader(IMAGES, LABELS, batch_size=40, device=CPU)
         evaluate_on(make_module(), loader, hardware)
     assert seen[-1]
@@ -394,7 +394,7 @@ def test_a_gpu_that_cannot_be_used_is_named_and_auto_goes_on_without(
         full = f"{asked}: {expected}, or give --accelerator cpu"
         assert re.fullmatch(full, str(raised.value))
     for accelerator in ("auto", "cpu"):
-        hardware = choose_hardware(accelerator, 1, 1, "auto", "32-true")
+        hardware = choose_hardware(accelerator, precision="32-true")
         assert (hardware.device, hardware.world_size) == (CPU, 1)
     [message] = warned(caplog)
     assert re.fullmatch(f"going on without the GPU: {expected}", message)
@@ -455,7 +455,7 @@ def test_one_device_is_the_default_and_more_are_asked_for(machine: Machine) -> N
         (["--devices=auto"], 4),
     ):
         devices = cli.parse(Config, flags)["devices"]
-        hardware = choose_hardware("auto", devices, 1, "auto", "auto")
+        hardware = choose_hardware("auto", devices)
         assert hardware.world_size == processes
         assert hardware.device.type == "cuda"
         assert hardware.arguments["precision"] == "bf16-mixed"
@@ -534,7 +534,7 @@ def test_a_command_that_cannot_be_repeated_starts_no_other_processes(
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
     with pytest.raises(InputError, match="started from a script"):
         choose_hardware("cpu", 2, 1, "ddp", "32-true")
-    assert choose_hardware("cpu", 1, 1, "ddp", "32-true").world_size == 1
+    assert choose_hardware("cpu", strategy="ddp", precision="32-true").world_size == 1
 
 
 def test_devices_are_as_many_as_torchrun_has_started(
@@ -548,7 +548,7 @@ def test_devices_are_as_many_as_torchrun_has_started(
         with pytest.raises(
             InputError, match="torchrun has started 4 processes, not 1;"
         ):
-            choose_hardware("cpu", 1, 1, strategy, "32-true")
+            choose_hardware("cpu", strategy=strategy, precision="32-true")
     assert choose_hardware("cpu", 2, 2, "ddp", "32-true").world_size == 4
 
 
@@ -559,9 +559,9 @@ def test_tasks_of_slurm_do_not_train_each_on_its_own(
     with pytest.raises(
         InputError, match=r"srun has started 2 processes, not 1; .*node"
     ):
-        choose_hardware("cpu", 1, 1, "auto", "32-true")
+        choose_hardware("cpu", precision="32-true")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert choose_hardware("cpu", 1, 1, "auto", "32-true").world_size == 1
+    assert choose_hardware("cpu", precision="32-true").world_size == 1
 
 
 # --- Benchmarks and pages. ---

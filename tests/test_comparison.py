@@ -81,7 +81,7 @@ def test_rates_that_a_test_picked_are_the_same_flag() -> None:
     runs = [make_run("a", lr=0.01), make_run("b", lr=0.02, seed=1), make_run("c")]
     for run in runs[:2]:
         run.path.mkdir(parents=True)
-        (run.path / "lr_finder.png").touch()
+        (run.path / "lr_finder.json").touch()
     entries = read_entries(runs)
     assert [entry.settings["lr"] for entry in entries] == ["auto", "auto", "0.01"]
     assert [group.names for group in find_groups(entries)] == [["a", "b"], ["c"]]

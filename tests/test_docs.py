@@ -24,7 +24,8 @@ import torch
 from torch.distributed.run import get_args_parser
 
 import train
-from benchmarks.pictures import pictures, schedule
+from analysis.report import lr_schedule
+from benchmarks.pictures import pictures
 from common import cli
 from config import Config
 from export import needed_packages
@@ -308,7 +309,7 @@ def test_the_pictures_are_drawn_from_what_is_on_record(tmp_path: Path) -> None:
 
 
 def test_the_schedule_is_as_described() -> None:
-    lrs, betas = schedule(0.5, steps=240)
+    lrs, betas = lr_schedule(0.5, steps=240)
     assert lrs[0] == pytest.approx(0.5 / 25)
     peak = lrs.index(max(lrs))
     assert peak == 5 / 24 * 240 - 1

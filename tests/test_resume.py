@@ -320,43 +320,6 @@ def test_every_command_refuses_a_payload(
     assert not Path("payload-ran").exists()
 
 
-def test_a_checkpoint_that_has_sums_of_metrics_is_gone_on_from(
-    quick_train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As they were before the loss of each step was kept."""
-    unbroken = quick_train(name="unbroken", batch_size=16)
-    end, flags = Guard.on_train_batch_end, {"batch_size": 16, "ckpt_every_n_steps": 4}
-
-    def die(self: Guard, trainer: Any, *rest: Any) -> None:
-        end(self, trainer, *rest)
-        if trainer.global_step == 4:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Guard, "on_train_batch_end", die)
-        with pytest.raises(KilledError):
-            quick_train(**flags)
-    saved = torch.load(STEP, weights_only=True)
-    steps = saved["epoch_metrics"]
-    assert [len(values) for values in steps.values()] == [4, 4]
-    right = (16 * steps["accuracies"].sum()).long()
-    saved["epoch_metrics"] = {
-        "train_loss": {
-            "mean_value": 16 * steps["losses"].sum(),
-            "weight": torch.tensor(64.0),
-        },
-        "train_acc": {"tp": right, "fp": 64 - right, "tn": right, "fn": 64 - right},
-    }
-    AtomicCheckpointIO().save_checkpoint(saved, STEP)
-    resumed = quick_train(**flags, ckpt_path="last")
-    assert_same(weights(), weights(Path("runs/unbroken/checkpoints/last.ckpt")))
-    ours, theirs = rows(), rows("unbroken")
-    assert ours[1] == theirs[1]
-    for name in ("train/loss", "train/acc"):
-        assert float(ours[0][name]) == pytest.approx(float(theirs[0][name]), rel=1e-6)
-    assert resumed["test/loss"] == unbroken["test/loss"]
-
-
 @pytest.mark.gpu
 def test_resumed_run_ends_like_an_unbroken_one_on_a_gpu(
     quick_train: Train, monkeypatch: pytest.MonkeyPatch

@@ -133,12 +133,7 @@ class Guard(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
     ) -> None:
         """Give every process the metrics of its steps back."""
-        saved = checkpoint.get("epoch_metrics", {})
-        if "train_loss" in saved:
-            saved = _metrics_of_sums(
-                saved, len(checkpoint["callbacks"]["History"]["lrs"])
-            )
-        for name, values in saved.items():
+        for name, values in checkpoint.get("epoch_metrics", {}).items():
             own = values.reshape(trainer.world_size, -1)[trainer.global_rank]
             setattr(pl_module, name, [*own.to(trainer.strategy.root_device)])
 
@@ -200,21 +195,6 @@ def first_bad(losses: Tensor, step: int) -> Tensor:
     """
     is_bad = ~losses.isfinite()
     return torch.where(is_bad.any(), step + is_bad.int().argmax(), -1)
-
-
-def _metrics_of_sums(saved: Any, steps: int) -> dict[str, Tensor]:
-    """Metrics of steps from a checkpoint of old, which has their sums: all the mean.
-
-    Args:
-        saved: What it has, of one process or of several.
-        steps: How many steps it has added up.
-    """
-    loss, acc = saved["train_loss"], saved["train_acc"]
-    means = {
-        "losses": loss["mean_value"] / loss["weight"],
-        "accuracies": acc["tp"] / (acc["tp"] + acc["fn"]),
-    }
-    return {name: mean.view(-1, 1).repeat(1, steps) for name, mean in means.items()}
 
 
 def _steps_in_epoch(trainer: pl.Trainer) -> int:

@@ -68,7 +68,7 @@ def airbench(
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path}: no such file; give a script of airbench")
-    hardware = choose_hardware(accelerator, 1, 1, "auto", "auto")
+    hardware = choose_hardware(accelerator)
     circumstances = provenance.circumstances(hardware) | {"precision": PRECISION}
     config = Config(data=data, data_dir=data_dir, val_size=0, batch_size=1)
     images = load_images(config)  # the scripts make their batches themselves

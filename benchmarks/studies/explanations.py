@@ -43,7 +43,7 @@ from config import DEFAULT_DIR, IMAGE_SIZE, Asked
 from images import sources
 from lightning_module import LitCustomResNet
 from machine import provenance
-from machine.hardware import Hardware
+from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-26_explanations_cpu.csv"
 BATCH_SIZE = 250  # images at once
@@ -227,10 +227,10 @@ def explanations(
         seed: Seed of all that is drawn.
     """
     read_rows(Path(output), "method")  # a wrong file is refused before the work
-    model = load_model(None if ckpt_path is None else expanded(ckpt_path))
+    model = load_model(ckpt_path)
     folder = expanded(data_dir).absolute()
     found = sources.load(sources.fetch(data, folder), folder)
-    cpu = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
+    cpu = choose_hardware("cpu", precision="32-true")
     shared = {"date": today(), "seed": seed, **provenance.circumstances(cpu)}
     for (method, score, layer), heat in candidates(model, seed).items():
         for split, (pixels, labels) in (("train", found.train), ("test", found.test)):

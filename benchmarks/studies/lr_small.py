@@ -145,7 +145,7 @@ def read_accuracies() -> dict[tuple[Setting, float], float]:
 
 def put_on_record(setting: Setting, config: Config) -> None:
     """Train once and add a row."""
-    hardware = choose_hardware("cpu", 1, 1, "auto", config.precision)
+    hardware = choose_hardware("cpu", precision=config.precision)
     started = time.perf_counter()
     row = setting._asdict() | {
         "epochs": config.max_epochs,

@@ -73,7 +73,7 @@ def lr_stability(
 def measure(config: Config) -> dict[str, Any]:
     """One range test as `train` would run it: its curve and circumstances."""
     started = time.perf_counter()
-    hardware = choose_hardware(config.accelerator, 1, 1, "auto", config.precision)
+    hardware = choose_hardware(config.accelerator, precision=config.precision)
     images = load_images(config)
     spent = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images)
     _, test = settle_lr(config, images, hardware, None, spent)

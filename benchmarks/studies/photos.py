@@ -40,7 +40,7 @@ from analysis.inference import (
 )
 from analysis.loading import load_model
 from benchmarks.corruptions import spoilings, to_levels
-from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from common import cli
 from common.errors import InputError
 from common.files import expanded
@@ -50,7 +50,7 @@ from images.class_folders import list_classes
 from images.image_folder import SIZE, read_photo, to_views
 from lightning_module import LitCustomResNet
 from machine import provenance
-from machine.hardware import Hardware
+from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-26_photos_cpu.csv"
 MARKED = 0.9  # share of the known photos that a threshold marks as known
@@ -237,14 +237,13 @@ def photos(
     step = -(-len(pixels) // (limit or len(pixels)))  # those of a class stand together
     images = pixels[::step].permute(0, 3, 1, 2)
     rows += spoiled_rows(model, images, labels[::step])
-    hardware = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
+    hardware = choose_hardware("cpu", precision="32-true")
     circumstances = provenance.circumstances(hardware)
     del circumstances["command"]  # it would name folders of this machine
     weights = "shipped weights" if path is None else path.stem
     for row in rows:
-        cells = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
         head = {"weights": weights, "date": today()}
-        add_row(expanded(output), head | cells | circumstances)
+        add_row(expanded(output), head | rounded(row) | circumstances)
     print(table(expanded(output)))
 
 

@@ -156,7 +156,7 @@ def screening(
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
     record, place = (
         expanded(output),
-        choose_hardware(device, 1, 1, "auto", "auto").device,
+        choose_hardware(device).device,
     )
     done = read_rows(record, "design", "row", "seed")
     # Batches are made in `Training`.

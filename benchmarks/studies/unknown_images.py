@@ -50,7 +50,7 @@ from torch import Tensor
 
 from analysis.inference import entropy, is_known, predict_logits, to_probabilities
 from analysis.loading import load_model
-from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from common import cli
 from common.errors import InputError
 from config import Asked
@@ -60,7 +60,7 @@ from images.sources import ImageSet
 from images.synthetic import SHAPES, draw_shapes
 from lightning_module import LitCustomResNet
 from machine import provenance
-from machine.hardware import Hardware
+from machine.hardware import choose_hardware
 from training.resume import Checkpoint, read_checkpoint
 
 RECORD = RESULTS / "2026-11-22_unknown_images_cpu.csv"
@@ -202,9 +202,7 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
                 "warned_known": warned(known),
                 "warned_unknown": warned(unknown),
             }
-            rows.append(
-                {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            )
+            rows.append(rounded(row))
     return rows
 
 
@@ -250,7 +248,7 @@ def unknown_images(
     model, checkpoint = load_model(path), read_checkpoint(path, to_resume=False)
     images = sources.load(sources.fetch(data, Path(data_dir)), Path(data_dir))
     chosen = choose_images(checkpoint, images, limit, seed)
-    cpu = Hardware({"precision": "32-true"}, torch.device("cpu"), 1)
+    cpu = choose_hardware("cpu", precision="32-true")
     shared = {
         "date": today(),
         "n_classes": len(checkpoint["hyper_parameters"]["classes"]),
