@@ -81,10 +81,11 @@ def gpu_visit(
     Raises:
         InputError: A value is wrong, or there is no GPU.
     """
-    names = [*plan(REAL)] if stages == ["all"] else stages
+    known = [*plan(REAL)]
+    names = known if stages == ["all"] else stages
     for name in names:
-        if name not in plan(REAL):
-            raise InputError(f"{name} is no stage; give all or {', '.join(plan(REAL))}")
+        if name not in known:
+            raise InputError(f"{name} is no stage; give all or {', '.join(known)}")
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {jobs}")
     usual = [RESULTS, PROJECT / "runs" / "gpu_visit"]
@@ -123,19 +124,21 @@ def find_values(
         folder: That of runs, logs and recipes.
         airbench: That of airbench's scripts.
     """
-    values = (DRY if dry_run else REAL) | {"data": data, "data_of_recipes": data}
-    values |= {"records": shown(records), "runs": shown(folder)}
-    values["airbench"] = shown(expanded(airbench or "airbench"))
-    if dry_run:
-        values["data_of_recipes"] = ""  # they say it themselves
+    values = (DRY if dry_run else REAL) | {
+        "data": data,
+        "data_of_recipes": "" if dry_run else data,  # small ones say it themselves
+        "records": shown(records),
+        "runs": shown(folder),
+        "airbench": shown(expanded(airbench or "airbench")),
+    }
+    small = SMALL | {"output_dir": str(folder)} if dry_run else {}
     for name in ("best", "seed", "default"):
         path, flags = CONFIGS / f"{name}.yaml", dict[str, Any]()
         if path.exists():
             flags = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if dry_run or not flags:
+        if small or not flags:
             path = folder / "recipes" / path.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            small = SMALL | {"output_dir": str(folder)} if dry_run else {}
             path.write_text(yaml.safe_dump(flags | small), encoding="utf-8")
         values[name] = shown(path)
     return values
@@ -216,7 +219,7 @@ class Visit:
         self.env = {"TORCHDYNAMO_DISABLE": "1"} if dry_run else {}
         self.end = time.time() + 60 * minutes if minutes is not None else float("inf")
         accelerator = "cpu" if dry_run else "gpu"
-        hardware = choose_hardware(accelerator, 1, 1, "auto", "auto")
+        hardware = choose_hardware(accelerator)
         self.circumstances = provenance.circumstances(hardware)
         self.failed: list[str] = []
         (runs / "logs").mkdir(parents=True, exist_ok=True)

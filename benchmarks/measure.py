@@ -113,19 +113,21 @@ def measure(
     kept, commit = not (sweep or steps), provenance.commit()
     if commit.endswith("-dirty"):
         log.warning("the code differs from that of the commit; commit before it counts")
+    timed = timed and kept
     unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
     warm: list[Config] = []
     diverged: list[str] = []
     for seed, (name, config) in itertools.product(wanted, planned):
+        record = read_runs(runs)
         same = {"seed": seed, "commit": commit, **recipes.place(config)}
         if best is not None and seed > first_seed:
             first = same | {"seed": first_seed}
-            if (name, config) not in ahead(planned, best, read_runs(runs), first):
+            if (name, config) not in ahead(planned, best, record, first):
                 continue
-        if len(on_record(read_runs(runs), name, config, same)):
+        if len(on_record(record, name, config, same)):
             print(f"{name}: seed {seed} on record already", flush=True)
             continue
-        if timed and kept and config not in warm:
+        if timed and config not in warm:
             recipes.warm_up(config)
             warm.append(config)
         point = {flag: getattr(config, flag) for flag in sweep or {}}
@@ -134,7 +136,7 @@ def measure(
         if not kept:
             given = replace(given, output_dir=unfinished)
         try:
-            train_once(name, given, runs, commit, timed=timed and kept)
+            train_once(name, given, runs, commit, timed=timed)
         except DivergedError as error:
             diverged.append(folder)
             print(f"{folder}: {error}", flush=True)

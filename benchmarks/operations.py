@@ -135,7 +135,7 @@ def count_step(config: Config) -> Count:
     Args:
         config: All flags but those of the epochs and batches.
     """
-    hardware = choose_hardware("cpu", 1, 1, "auto", config.precision)
+    hardware = choose_hardware("cpu", precision=config.precision)
     steps = WARM_UP + SPAN + 1
     images = RandomImages(steps * config.batch_size, config.batch_size)
     images.setup()
@@ -184,7 +184,7 @@ def operations(
     """
     if output is not None:
         read_rows(Path(output), TOTAL)  # a wrong file is refused before the work
-    hardware = choose_hardware("cpu", 1, 1, "auto", precision)
+    hardware = choose_hardware("cpu", precision=precision)
     rows = []
     for ema_decay in (0.0, EMA_DECAY):
         about = {"date": today(), "label": label, "ema_decay": ema_decay}

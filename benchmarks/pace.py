@@ -176,7 +176,7 @@ def pace(
     if output is not None:
         read_rows(Path(output), "steps")  # a wrong file is refused before the work
     accelerator = "gpu" if device == "cuda" else "cpu"
-    hardware = choose_hardware(accelerator, 1, 1, "auto", precision)
+    hardware = choose_hardware(accelerator, precision=precision)
     settled: Precision = hardware.arguments["precision"]
     if settled not in DTYPES:
         raise InputError(

@@ -48,21 +48,6 @@ class Setting(NamedTuple):
     on_host: bool = False  # where the trainer's images are
 
 
-class WarmUp(Callback):
-    """Has an epoch before the one that counts, as a GPU is slower in its first steps.
-
-    Lightning empties the memory's cache before it, and graphs are captured in it.
-    """
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the first one, which the clock has just counted."""
-        if trainer.current_epoch == 0:
-            [clock] = [
-                one for one in trainer.callbacks if isinstance(one, TrainingClock)
-            ]
-            clock.seconds, clock.images = 0.0, 0
-
-
 class NoiseDataset(Dataset[tuple[Tensor, int]]):
     """The same as PIL images with the usual transforms, image by image."""
 
@@ -98,7 +83,11 @@ def trainer_pace(setting: Setting) -> float:
 
 
 class ForgetsFirstEpoch(Callback):
-    """Has the clock of the training begin with the second epoch."""
+    """Has the clock of the training begin with the second epoch.
+
+    A GPU is slower in its first steps, and graphs are captured in them. Lightning
+    empties the memory's cache before the first epoch.
+    """
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget what was counted so far."""
@@ -112,7 +101,7 @@ def train_briefly(
 ) -> TrainingClock:
     """Train short epochs as train.py does, with other callbacks beside its own."""
     accelerator = "gpu" if setting.device == "cuda" else "cpu"
-    hardware = choose_hardware(accelerator, 1, 1, "auto", setting.precision)
+    hardware = choose_hardware(accelerator, precision=setting.precision)
     prepare(setting.device, keep_memory=setting.keep_memory)
     images = RandomImages(TRAIN_IMAGES, setting.batch_size, on_host=setting.on_host)
     images.setup()

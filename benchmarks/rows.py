@@ -92,6 +92,14 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its floats to four digits."""
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in row.items()
+    }
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table whose cells are text, in Markdown."""
     return table.to_markdown(index=False, disable_numparse=True)

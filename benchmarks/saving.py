@@ -113,7 +113,7 @@ def saving(
         )
     if output is not None:
         read_rows(Path(output), "way")  # a wrong file is refused before the work
-    hardware = choose_hardware("cpu", 1, 1, "auto", "32-true")
+    hardware = choose_hardware("cpu", precision="32-true")
     origin = provenance.circumstances(hardware)  # now: files may change
     checkpoint = real_checkpoint(hardware, base_width)
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
@@ -145,7 +145,8 @@ def saving(
 
 def table() -> str:
     """All measurements on record, in Markdown."""
-    rows = pd.concat([read_rows(file) for file in RESULTS.glob("*_saving_*.csv")])
+    files = sorted(RESULTS.glob("*_saving_*.csv"))
+    rows = pd.concat([read_rows(file) for file in files])
     rows["code of"] = rows["commit"].str[:7]
     shown = ["way", "code of", "epochs", "MB", "run, s", "waiting, s"]
     return markdown(rows[shown].astype("str"))

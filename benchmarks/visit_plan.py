@@ -176,22 +176,18 @@ class Writer:
 
     def sweep(self, recipe: str, grid: Grid, record: str) -> list[Step]:
         """The points of a grid, on held-out images."""
-        return [
-            self._part_of_sweep(recipe, grid, record, point)
-            for point in itertools.product(*grid.split.values())
-        ]
-
-    def _part_of_sweep(
-        self, recipe: str, grid: Grid, record: str, point: tuple[Any, ...]
-    ) -> Step:
-        own = dict(zip(grid.split, ([value] for value in point), strict=True))
-        flags = [
-            f"--sweep.{flag} [{','.join(map(str, found))}]"
-            for flag, found in (own | grid.sweep).items()
-        ]
-        text = f"{MEASURE} {recipe} --select --timed false {' '.join(flags)} "
-        text += f"{grid.seeds} --output {{records}}/{record}"
-        return self.step(f"sweep_{'_'.join(map(str, point))}", text, alone=False)
+        steps = []
+        for point in itertools.product(*grid.split.values()):
+            own = {flag: [value] for flag, value in zip(grid.split, point, strict=True)}
+            flags = [
+                f"--sweep.{flag} [{','.join(map(str, values))}]"
+                for flag, values in (own | grid.sweep).items()
+            ]
+            text = f"{MEASURE} {recipe} --select --timed false {' '.join(flags)} "
+            text += f"{grid.seeds} --output {{records}}/{record}"
+            name = f"sweep_{'_'.join(map(str, point))}"
+            steps.append(self.step(name, text, alone=False))
+        return steps
 
     def choose(self, record: str, name: str, flags: str = "") -> list[Step]:
         """The best of a sweep, and how it does on the test set."""

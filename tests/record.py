@@ -60,3 +60,9 @@ def write_runs(file: Path, runs: pd.DataFrame) -> None:
     """Put runs on record."""
     for row in runs.astype(object).where(runs.notna(), None).to_dict("records"):
         add_row(file, {str(name): cell for name, cell in row.items()})
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of a Markdown table, without those of its head."""
+    lines = table.splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

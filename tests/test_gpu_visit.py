@@ -30,7 +30,7 @@ from benchmarks.gpu_visit import (
 )
 from benchmarks.measure import measure
 from benchmarks.pace import pace
-from benchmarks.paces import Setting, WarmUp, own_flags, train_briefly
+from benchmarks.paces import ForgetsFirstEpoch, Setting, own_flags, train_briefly
 from benchmarks.recipes import read_recipe
 from benchmarks.rows import RESULTS, add_row, read_rows
 from benchmarks.runs import read_runs
@@ -44,7 +44,7 @@ from common.errors import DivergedError, InputError
 from config import Config
 from machine import provenance
 from machine.provenance import PROJECT
-from record import held_out, runs_of, together, write_recipe, write_runs
+from record import cells, held_out, runs_of, together, write_recipe, write_runs
 
 PROGRAMS: dict[str, Callable[..., Any]] = {
     "train.py": Config,
@@ -311,12 +311,6 @@ def test_the_list_shows_what_is_not_on_record() -> None:
     assert listing(file).endswith("beside it: 4 of 4 steps on record")
 
 
-def cells(table: str) -> list[list[str]]:
-    """The cells of a Markdown table, without its head."""
-    rows = table.splitlines()[2:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
 def test_tables_show_what_a_visit_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (gpu_visit_module, airbench_module, pace_module):
         monkeypatch.setattr(module, "RESULTS", Path())
@@ -518,7 +512,7 @@ def test_the_trainer_of_a_pace_has_flags_of_its_own_and_a_warm_up(
     flags = "--label_smoothing=0.1 --ema_decay=0.9"
     assert own_flags(flags) == {"label_smoothing": 0.1, "ema_decay": 0.9}
     setting = Setting("cpu", "32-true", 16, 2, 4, False, True, flags, True)
-    clock = train_briefly(setting, tmp_path, WarmUp(), epochs=2)
+    clock = train_briefly(setting, tmp_path, ForgetsFirstEpoch(), epochs=2)
     assert clock.images == 2 * 16  # of the second epoch
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["config"]["label_smoothing"] == 0.1

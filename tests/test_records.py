@@ -45,17 +45,11 @@ from common.errors import InputError
 from config import Config
 from datamodule import DEFAULT_VAL_SIZE
 from machine.provenance import PROJECT
-from record import SEED, held_out, runs_of, together, write_runs
+from record import SEED, cells, held_out, runs_of, together, write_runs
 
 # The reach of an interval in standard errors, from printed tables of the normal
 # distribution.
 ONE = 1.959964
-
-
-def cells(table: str) -> list[list[str]]:
-    """The cells of a Markdown table, without those of its head."""
-    lines = table.splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_rows_may_differ_in_their_columns() -> None:

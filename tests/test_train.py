@@ -82,7 +82,7 @@ def test_run_folder_is_complete(quick_train: Train) -> None:
 def test_checkpoint_gives_the_reported_accuracy(
     quick_train: Train, image_folder: Path
 ) -> None:
-    metrics = quick_train(report=True)
+    metrics = quick_train()
     module = LitCustomResNet.load_from_checkpoint(LAST, weights_only=True).eval()
     assert list(module.hparams["classes"]) == ["blue", "green", "red"]
     data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=7)
