@@ -5,6 +5,7 @@ fields of `Config`. A new flag is a new field.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -321,6 +322,11 @@ def configured(
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             return function(make(*args, **kwargs))
 
+        # What `help` shows; `wraps` would say that it takes a Config.
+        given, gives = inspect.signature(make), inspect.signature(function)
+        call.__dict__["__signature__"] = given.replace(
+            return_annotation=gives.return_annotation
+        )
         return call
 
     return decorate

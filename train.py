@@ -107,7 +107,11 @@ def train_with(config: Config, callbacks: Sequence[Callback] = ()) -> dict[str, 
         resume=config.ckpt_path == "last",
         trial=bool(config.fast_dev_run),
     ) as run:
-        return train_in(run, config, hardware, clock, callbacks)
+        try:
+            return train_in(run, config, hardware, clock, callbacks)
+        except StoppedError as stop:
+            stop.checkpoints = run.newest_checkpoints() if run.is_own else []
+            raise
 
 
 def train_in(
@@ -155,20 +159,16 @@ def train_in(
     show_start(config, hardware, images, spent.net, step)
     lr, test = settle_lr(config, images, hardware, saved, spent)
     show_lr(lr, origin_of_lr(config, saved))
-    config = replace(config, lr=lr)
+    config = replace(config, lr=lr, init_from=_absolute(config.init_from))
     module = build_module(config, images, weights)
-    run.clear(overwrite=config.overwrite)
+    run.begin()
     history = History(None if run.is_trial else run.metrics_csv)
     trainer = build_trainer(
         config, hardware, run, images, history, clock, saved, callbacks
     )
     write_start(run, trainer, config, images, test)
     origin = provenance.circumstances(hardware)  # now: files may change
-    try:
-        tested = fit_and_test(trainer, module, images, checkpoint)
-    except StoppedError as stop:
-        stop.checkpoints = run.newest_checkpoints()
-        raise
+    tested = fit_and_test(trainer, module, images, checkpoint)
     metrics = {name: history.rows[-1].get(name) for name in COLUMNS} | tested
     metrics |= figures_of(trainer, config, clock) | origin
     write_results(run, trainer, module, images, config, metrics, history.rows)
@@ -228,8 +228,16 @@ def find_checkpoint(
         return path, read_checkpoint(path)
     newest = read_newest(run.newest_checkpoints())
     if newest is None:
+        if not config.fast_dev_run:
+            run.check_free()
         log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
-    return newest or (None, None)
+        return None, None
+    run.is_own = True
+    return newest
+
+
+def _absolute(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).absolute()
 
 
 def load_images(config: Config) -> CIFAR10DataModule:

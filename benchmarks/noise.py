@@ -90,7 +90,7 @@ def fit(
     """
     run = RunFolder(str(folder), "run", seed=0)
     run.create()
-    run.clear(overwrite=True)
+    run.begin()
     history, clock = History(run.metrics_csv), TrainingClock()
     module = build_module(config, images)
     trainer: Any = build_trainer(config, hardware, run, images, history, clock, None)

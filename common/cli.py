@@ -210,4 +210,6 @@ def resume_command(argv: list[str], name: str) -> str:
             is_kept = flag not in ("--overwrite", "--ckpt_path", "--name")
         if is_kept:
             kept.append(argument)
+    if "--config" in {argument.split("=")[0] for argument in kept}:
+        kept += ["--overwrite", "false"]  # the file may say otherwise
     return as_typed(["python", *kept, "--name", name, "--ckpt_path", "last"])

@@ -91,7 +91,13 @@ def _first_trainer(arguments: dict[str, Any], asked: str) -> pl.Trainer:
     warnings.filterwarnings("ignore", "GPU available but not used")
     try:
         return pl.Trainer(**arguments, logger=False, enable_checkpointing=False)
-    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ImportError,  # of what a strategy needs
+        MisconfigurationException,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         accelerator = arguments["accelerator"]
         wants_nvidia = accelerator in ("gpu", "cuda") and sys.platform != "darwin"

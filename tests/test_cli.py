@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,7 +58,10 @@ WRONG = {
     "missing value": (["--batch_size"], "--batch_size needs a value: a whole n"),
     "wrong type": (["--batch_size", "many"], "--batch_size must be a whole number"),
     "broken number": (["--batch_size", "1.5"], "got '1.5'"),
-    "accelerator": (["--accelerator", "warp"], "must be auto, cpu, gpu, cuda,"),
+    "accelerator": (
+        ["--accelerator", "warp"],
+        "must be auto, cpu, gpu, cuda or mps, g",
+    ),
     "precision": (["--precision", "7"], "--precision must be auto, 32-true, 16-mi"),
     "data": (["--data", "nosuch"], "--data must be auto, cifar10, folder or syn"),
     "finder": (["--lr_finder", "dice"], "--lr_finder must be"),
@@ -70,6 +74,10 @@ WRONG = {
         "--sync_batchnorm needs NVIDIA GPUs, the device is a cpu",
     ),
     "strategy": (["--strategy", "warp"], "--strategy warp: not possible here"),
+    "package": (
+        ["--strategy", "xla"],
+        "--strategy xla: not possible here (Requi",
+    ),
     "batch size 0": (["--batch_size", "0"], "--batch_size must be a whole number, at"),
     "large batch": (
         [*SYNTHETIC, "--batch_size", "4501"],
@@ -293,6 +301,15 @@ def test_flags_may_stand_bare_and_overrule_the_configuration() -> None:
     assert cli.parse(Config, ["--fast_dev_run", "3"])["fast_dev_run"] == 3
     assert cli.parse(Config, ["--report=false", "--lr", "auto"])["report"] is False
     assert cli.parse(Config, ["--devices", "0,1"])["devices"] == "0,1"
+
+
+def test_the_command_to_go_on_with_contradicts_no_file() -> None:
+    Path("own.yaml").write_text("overwrite: true\nname: a\n")
+    typed = ["train.py", "--config", "own.yaml", "--overwrite", "--seed=3"]
+    python, script, *flags = shlex.split(cli.resume_command(typed, "a"))
+    assert (python, script) == ("python", "train.py")
+    config = Config(**cli.parse(Config, flags))
+    assert (config.overwrite, config.ckpt_path, config.seed) == (False, "last", 3)
 
 
 def test_help_explains_every_flag_with_its_default(

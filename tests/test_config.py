@@ -1,5 +1,6 @@
 """The typed configuration: what it takes, refuses, and is to others."""
 
+import inspect
 import re
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from pathlib import Path
@@ -132,5 +133,8 @@ def test_a_function_of_a_config_takes_its_fields() -> None:
 
     assert double(seed=4) == 8
     assert double.__doc__ == "Twice the seed."
+    shown = inspect.signature(double)
+    assert shown.return_annotation is int
+    assert [*shown.parameters] == [one.name for one in fields(Config)]
     with pytest.raises(TypeError, match="sead"):
         double(sead=4)  # type: ignore[call-arg]

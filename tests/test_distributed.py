@@ -88,11 +88,19 @@ FLAGS += ["--report", "false"]
 Processes = list[Any]
 
 
-def run_rank(rank: int, port: int, argv: list[str], stop_at: int) -> None:
-    """One of two processes, as a cluster starts them; it keeps its weights."""
+def run_rank(rank: int, port: int, argv: list[str], stop_at: int | str) -> None:
+    """One of two processes, as a cluster starts them; it keeps its weights.
+
+    It waits for a signal at a step of the training, or of the "test".
+    """
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     plain_test, plain_step = pl.Trainer.test, LitCustomResNet.training_step
+    plain_test_step = LitCustomResNet.test_step
+
+    def wait() -> None:
+        Path(f"rank{rank}-is-there").touch()
+        time.sleep(2)  # and is signalled
 
     def test(trainer: pl.Trainer, module: Any, **arguments: Any) -> Any:
         torch.save(module.state_dict(), f"rank{rank}.pt")
@@ -100,12 +108,17 @@ def run_rank(rank: int, port: int, argv: list[str], stop_at: int) -> None:
 
     def step(module: LitCustomResNet, *arguments: Any) -> Any:
         if module.global_step == stop_at:
-            Path(f"rank{rank}-is-there").touch()
-            time.sleep(2)  # and is signalled
+            wait()
         return plain_step(module, *arguments)
+
+    def test_step(module: LitCustomResNet, *arguments: Any) -> Any:
+        if stop_at == "test":
+            wait()
+        return plain_test_step(module, *arguments)
 
     setattr(pl.Trainer, "test", test)  # noqa: B010 - mypy refuses the plain form
     setattr(LitCustomResNet, "training_step", step)  # noqa: B010
+    setattr(LitCustomResNet, "test_step", test_step)  # noqa: B010
     sys.argv = ["train.py", *argv]
     train.main()
 
@@ -114,7 +127,7 @@ def run_rank(rank: int, port: int, argv: list[str], stop_at: int) -> None:
 def start_two(
     fork: Callable[..., Any], image_folder: Path, tmp_path: Path
 ) -> Callable[..., Processes]:
-    def start(*flags: str, stop_at: int = -1) -> Processes:
+    def start(*flags: str, stop_at: int | str = -1) -> Processes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -182,6 +195,19 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(
     ours, theirs = (torch.load(path, weights_only=True) for path in (LAST, unbroken))
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(ours[part], theirs[part])
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_signal_to_one_process_in_the_test_ends_both(
+    rank: int, start_two: Callable[..., Processes]
+) -> None:
+    processes = start_two("--max_epochs", "1", stop_at="test")
+    wait_until_both_are_there()
+    os.kill(processes[rank].pid, signal.SIGTERM)
+    assert end(processes, timeout=60) == [143, 0]
+    log = Path("log").read_text()
+    assert log.count(f"stopped by SIGTERM; {LAST} is saved; go on with: python") == 1
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -138,7 +138,7 @@ def test_range_test_and_training_begin_with_the_weights(
     scratch = quick_train(name="scratch", lr=metrics["max_lr"])
     assert metrics["train/loss"] < scratch["train/loss"]
     config = Path("runs/run/config.yaml").read_text()
-    assert f"init_from: {origin}" in config
+    assert f"init_from: {origin.absolute()}" in config  # from any folder
 
 
 def test_a_run_on_own_classes_keeps_all_but_the_classifier(
@@ -165,8 +165,9 @@ def test_a_run_goes_on_as_it_began(origin: Path, quick_train: Train) -> None:
         init_from=str(origin), ckpt_path="last"
     )  # as a job that requeues
     Path(origin).rename("gone.ckpt")  # it is not needed any more
-    again = quick_train(init_from=str(origin), ckpt_path="last")
-    assert again["test/acc"] == begun["test/acc"]
+    for path in (origin, origin.absolute(), f"./{origin}"):
+        again = quick_train(init_from=str(path), ckpt_path="last")
+        assert again["test/acc"] == begun["test/acc"]
     for flags in ({}, {"init_from": "gone.ckpt"}):
         with pytest.raises(InputError, match=r"--init_from is .* taken once, at its"):
             quick_train(**flags, ckpt_path="last")

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from common.signals import SIGNALS
+from datamodule import CIFAR10DataModule
 from run_files import assert_same
 from training import run_folder
 from training.guard import Guard
@@ -51,6 +52,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "validation": (Callback, "on_validation_start"),
     "test": (Callback, "on_test_epoch_start"),
     "summary": (run_folder.RunFolder, "write_metrics"),
+    "images": (CIFAR10DataModule, "load_images"),
 }
 
 
@@ -274,6 +276,19 @@ def test_a_signal_in_the_test_does_not_lose_the_training(
     assert "last.ckpt is saved; go on with: python train.py" in said[-1]
     end(start(tmp_path, ckpt_path="last"))
     assert_same(everything(tmp_path), expected)
+
+
+def test_a_signal_before_or_after_the_training_names_what_is_saved(
+    start: Start, tmp_path: Path
+) -> None:
+    said = stop(start, tmp_path, "summary", 1, signal.SIGTERM)
+    assert "last.ckpt is saved; go on with: python train.py" in said[-1]
+    said = stop(start, tmp_path, "images", 1, signal.SIGTERM, ckpt_path="last")
+    assert "last.ckpt is saved; go on with: python train.py" in said[-1]
+    # Of a run that has not begun, the checkpoints there are another's.
+    said = stop(start, tmp_path, "images", 1, signal.SIGTERM, overwrite="true")
+    assert said[-1] == "train.py: stopped by SIGTERM; nothing is saved yet"
+    assert (tmp_path / CHECKPOINTS / "last.ckpt").exists()
 
 
 def test_a_file_that_cannot_grow_ends_the_run_with_one_line(

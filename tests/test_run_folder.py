@@ -31,7 +31,7 @@ from training.run_folder import RunFolder
 
 with RunFolder("runs", "run", 0) as run:
     run.create()
-    run.clear(overwrite=False)
+    run.begin()
     print("held", flush=True)
     time.sleep(300)
 """
@@ -90,6 +90,40 @@ def test_a_checkpoint_of_another_run_never_writes_into_a_run(
     with pytest.raises(InputError, match=f"--ckpt_path {LAST}; give another --name"):
         quick_train(max_epochs=1, name="other", ckpt_path=str(LAST))
     assert contents(Path("runs/other")) == before
+
+
+def test_results_without_a_checkpoint_are_not_replaced(quick_train: Train) -> None:
+    metrics = quick_train(max_epochs=1)
+    Path("runs/run/checkpoints").rename("kept")
+    before = contents(Path("runs/run"))
+    for flags in ({}, {"ckpt_path": "last"}):
+        with pytest.raises(InputError, match=r"runs.run holds the results of a run, "):
+            quick_train(lr=0.02, **flags)
+    assert contents(Path("runs/run")) == before
+    Path("kept").rename("runs/run/checkpoints")
+    one, other = (Path("runs/run/checkpoints", f"{name}.ckpt") for name in "ab")
+    for name in ("last", "best"):
+        (one.parent / f"{name}.ckpt").replace(one)
+    one.rename(other)
+    again = quick_train(max_epochs=1, ckpt_path=str(other))  # its own, by any name
+    assert again["test/loss"] == metrics["test/loss"]
+
+
+def test_what_a_dead_run_has_left_is_no_part_of_the_next(quick_train: Train) -> None:
+    Path("runs/run").mkdir(parents=True)
+    for name in ("lr_finder.json", "lr_finder.png", "config.yaml"):
+        Path("runs/run", name).write_text("of a run that died before a checkpoint")
+    metrics = quick_train(max_epochs=1, ckpt_path="last", lr=0.02)
+    assert metrics["max_lr"] == 0.02
+    assert not list(Path("runs/run").glob("lr_finder.*"))
+    assert "lr: 0.02" in Path("runs/run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", [None, "run"])
+def test_a_link_to_nowhere_is_one_line(quick_train: Train, name: str | None) -> None:
+    Path("runs").symlink_to("not-mounted")
+    with pytest.raises(InputError, match="--output_dir runs: cannot be written"):
+        quick_train(max_epochs=1, name=name, output_dir="runs")
 
 
 def test_a_moved_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
@@ -171,7 +205,7 @@ def test_a_run_does_not_look_into_the_folders_of_others(
     with RunFolder("runs", "run", 0) as run:
         run.check_free()
         run.create()
-        run.clear(overwrite=False)
+        run.begin()
     RunFolder("runs", None, 0)
     assert not [path for path in looked if "other" in path]
     assert RunFolder("runs", None, 0, resume=True).path == Path("runs/other")

@@ -74,9 +74,26 @@ class Guard(Checkpoint):
         epoch, batch = divmod(trainer.global_step, int(trainer.num_training_batches))
         loader.resume_at(epoch, batch)
 
-    def on_test_start(self, *_: Any) -> None:
-        """Ignore the signals again that Lightning has taken over."""
+    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Take the signals from Lightning again.
+
+        One process ends at once. Several agree first: Lightning has the one that gets
+        SIGTERM send something to the others, which wait for something else by then.
+        """
+        if trainer.world_size > 1:
+            signals.install(dict.fromkeys(SIGNALS, self._note_signal))
         signals.install(self.ignored)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop, if a signal came to one of several processes.
+
+        Raises:
+            StoppedError: A signal came.
+        """
+        if trainer.world_size > 1:
+            signum = self._agreed_signal(trainer)
+            if signum:
+                _stop(trainer, signum)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from common.errors import InputError, is_out_of_memory
 from common.files import unsealed
-from config import LIMITS, MARKS, SHAPING, Config
+from config import LIMITS, MARKS, PATHS, SHAPING, Config
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,9 @@ def check_same_run(
     # A checkpoint of before a flag was there was trained with its default.
     before = asdict(Config()) | checkpoint["config"]
     for flag in SHAPING:
-        _check_equal(flag, getattr(config, flag), before[flag], MARKS[flag].reason)
+        now, then = getattr(config, flag), before[flag]
+        if flag not in PATHS or not _end_alike(now, then):
+            _check_equal(flag, now, then, MARKS[flag].reason)
     if config.lr != "auto":
         _check_equal("lr", config.lr, before["lr"], "")
     if checkpoint.get("images") != images.fingerprint:
@@ -123,6 +126,15 @@ def check_same_run(
             f"--devices: there are {world_size} processes, but the checkpoint was "
             f"trained with {checkpoint.get('world_size')}; give the old number"
         )
+
+
+def _end_alike(*paths: str | Path | None) -> bool:
+    """Whether one path may be the other, seen from a folder or a machine of its own."""
+    if None in paths:
+        return False
+    one, other = (Path(os.path.normpath(str(path))).parts for path in paths)
+    length = min(len(one), len(other))
+    return one[-length:] == other[-length:]
 
 
 def _check_equal(flag: str, now: Any, before: Any, reason: str) -> None:

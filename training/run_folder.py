@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,6 +67,8 @@ class RunFolder:
         seed: Part of the default name.
         resume: Whether the run is to go on from its newest checkpoint.
         trial: Whether it is to write nothing.
+
+    `is_own` says whether the files in it are of this run: it has begun, or goes on.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class RunFolder:
         stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}"
         self.path = newest or runs / (name or stamp)
         self.is_trial = trial
+        self.is_own = False
         self._lock: FileLock | None = None
         self._made: list[Path] = []  # folders that nothing has been written to yet
 
@@ -146,19 +150,23 @@ class RunFolder:
             checkpoint: What the run goes on from; it may be one of the folder's own.
 
         Raises:
-            InputError: The folder has a checkpoint of another run.
+            InputError: The folder has results or a checkpoint of another run.
         """
-        if not self.newest_checkpoints():
-            return
-        if checkpoint is None:
+        own = self.checkpoints.resolve()
+        if checkpoint is not None and checkpoint.resolve().parent == own:
+            self.is_own = True
+        elif self.newest_checkpoints():
             raise InputError(
                 f"{self.path} already holds a run; give another --name, --ckpt_path "
                 "last to go on with it, or --overwrite to replace it"
-            )
-        if checkpoint.resolve().parent != self.checkpoints.resolve():
-            raise InputError(
-                f"{self.path} already holds another run than that of --ckpt_path "
+                if checkpoint is None
+                else f"{self.path} already holds another run than that of --ckpt_path "
                 f"{checkpoint}; give another --name"
+            )
+        elif (self.path / "metrics.json").exists():
+            raise InputError(
+                f"{self.path} holds the results of a run, but no checkpoint of it; "
+                "give another --name, or --overwrite to replace it"
             )
 
     @rank_zero_only
@@ -210,20 +218,20 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    @rank_zero_only
-    def clear(self, *, overwrite: bool) -> None:
-        """Take away what an earlier run left unfinished; the folder is this run's now.
+    def begin(self) -> None:
+        """Take away what is left of another run; the folder is this run's now.
 
         A trial leaves everything as it is.
-
-        Args:
-            overwrite: Take away all files of an earlier run.
 
         Raises:
             InputError: It cannot be written.
         """
-        if self.is_trial:
-            return
+        if not self.is_trial:
+            self._clear()
+            self.is_own = True
+
+    @rank_zero_only
+    def _clear(self) -> None:
         self._made = []
         try:
             self.checkpoints.mkdir(exist_ok=True)
@@ -232,7 +240,7 @@ class RunFolder:
             old = [self.path / file for file in FILES]
             for pattern in OF_LOGGERS:
                 old += self.path.glob(pattern)
-            for path in old if overwrite else ():
+            for path in () if self.is_own else old:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from None
@@ -270,6 +278,8 @@ class RunFolder:
                 self.path.mkdir(parents=True)
                 return
             except FileExistsError:
+                if not os.path.lexists(self.path):  # a parent is a file or a dead link
+                    raise
                 self.path = stamped.with_name(f"{stamped.name}_{number}")
 
 
