@@ -15,7 +15,7 @@ import networks
 # Modules only above: every function and class of this file would be offered as a model.
 dependencies = ["torch", "safetensors"]
 
-_WEIGHTS = pathlib.Path(__file__).resolve().parent / "weights"
+_WEIGHTS = pathlib.Path(__file__).resolve().parent / "weights" / "cifar10.safetensors"
 
 
 class _Classifier(torch.nn.Module):

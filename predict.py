@@ -84,15 +84,19 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
 
     Args:
         names: Files and folders.
-        passed_over: Real paths of folders to leave out.
+        passed_over: Real paths of folders of explanations, to leave out.
 
     Raises:
-        InputError: A folder has none, or cannot be read.
+        InputError: A folder has none, cannot be read, or is one of explanations.
     """
     for name in names:
         if not os.path.isdir(name):
             yield name
             continue
+        if os.path.realpath(name) in passed_over:
+            raise InputError(
+                f"--explain {one_line(name)}: also a folder of images; give another"
+            )
         try:
             found = [file for file in list_files(name, passed_over) if is_image(file)]
         except OSError as error:

@@ -48,8 +48,11 @@ def report(
     Raises:
         InputError: A run is not finished, or something it needs cannot be read.
     """
+    paths = [expanded(run) for run in runs]
+    # `runs/*` also names the page of before, and what loggers write there.
+    paths = [path for path in paths if not path.is_file()] or paths
     # Each once, as `runs/best runs/*` names one twice.
-    named = {path.resolve(): path for path in map(expanded, runs)}
+    named = {path.resolve(): path for path in paths}
     folders = [
         resolved if path.name in ("", "..") else path
         for resolved, path in named.items()

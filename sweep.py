@@ -31,6 +31,7 @@ from common.errors import DivergedError, InputError, StoppedError, is_out_of_mem
 from common.files import replacing
 from common.text import as_typed, one_line
 from config import PATHS, SHAPING, TYPES, Config
+from images.class_folders import is_image_folder
 from train import train_with
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ FREE_TEXT = PATHS | {
 }
 JUDGING = ("val_size", "limit_val_batches", "limit_test_batches", "tta")
 USELESS = ("ckpt_path", "overwrite", "fast_dev_run")
+# With another value, trials do not compare.
+FIXED = (*SHAPING, "lr", "lr_steps", "lr_finder", "data", "limit_val_batches")
 STUDY_LOCK = ".study.lock"
 HOPELESS = 3  # trials that all failed
 
@@ -141,8 +144,8 @@ def sweep(flags: Sweep, searched: dict[str, str], command: list[str]) -> None:
     config = Config(**{flag: getattr(flags, flag) for flag in TYPES})
     study = open_study(folder, flags.storage, config, space)
     try:
-        while len(finished(study)) < flags.trials:
-            run_trial(study, config, space, folder)
+        while run_trial(study, config, space, folder, flags.trials):
+            pass
     except StoppedError as stop:
         message = f"stopped by {stop.name} after {len(finished(study))} trials"
         again = as_typed(["python", *command])
@@ -233,21 +236,34 @@ def open_study(
                 f"--storage {storage or folder / 'study.db'}: cannot be opened "
                 f"({one_line(str(error))}); give another"
             ) from None
-        check_same_sweep(study, config, space)
+        check_same_sweep(study, config, space, on_this_machine=storage is None)
         give_up_dead(study, folder)
     log.info(f"{folder}: {len(finished(study))} trials are done")
     return study
 
 
-def check_same_sweep(study: "Study", config: Config, space: Space) -> None:
+def check_same_sweep(
+    study: "Study", config: Config, space: Space, *, on_this_machine: bool
+) -> None:
     """Refuse to mix trials that do not compare.
+
+    Args:
+        study: The sweep's.
+        config: The flags that are fixed.
+        space: What the others are drawn from.
+        on_this_machine: Whether all trials are.
 
     Raises:
         InputError: The sweep was begun with other flags or ranges.
     """
-    fixed = {flag: getattr(config, flag) for flag in (*SHAPING, "lr", "data")}
+    fixed = {flag: getattr(config, flag) for flag in FIXED}
     now = {flag: str(value) for flag, value in (fixed | space).items()}
     before = study.user_attrs.get("flags", now)
+    folder = Path(config.data_dir).resolve()
+    # CIFAR-10 is the same wherever it lies; another machine may have its own places.
+    if on_this_machine and ("data_dir" in before or is_image_folder(folder)):
+        now["data_dir"] = str(folder)
+        before = {"data_dir": str(folder)} | before  # before, there may have been none
     for flag in now.keys() | before.keys():
         if now.get(flag) != before.get(flag):
             raise InputError(
@@ -266,15 +282,24 @@ def give_up_dead(study: "Study", folder: Path) -> None:
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         path = lock_of(folder, trial.number)
-        if path.exists():  # otherwise it may be that of another machine
-            with contextlib.suppress(Timeout), FileLock(path, blocking=False):
-                stop(study, trial)
-                path.unlink()
+        # Where there is none, it may be that of another machine.
+        if path.exists() and not is_held(path):
+            stop(study, trial)
+            path.unlink()
 
 
 def lock_of(folder: Path, number: int) -> Path:
     """The file whose lock a trial holds for as long as its process lives."""
     return folder / f".trial_{number:04}.lock"
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
 def stop(study: "Study", trial: "Trial | FrozenTrial") -> None:
@@ -286,9 +311,21 @@ def stop(study: "Study", trial: "Trial | FrozenTrial") -> None:
 
 
 @contextlib.contextmanager
-def next_trial(study: "Study", space: Space, folder: Path) -> Iterator["Trial"]:
-    """A trial with drawn flags, and a sign to others that it is alive."""
+def next_trial(
+    study: "Study", space: Space, folder: Path, most: int
+) -> Iterator["Trial | None"]:
+    """A trial with drawn flags, and a sign to others that it is alive.
+
+    Args:
+        study: The sweep's.
+        space: What flags are drawn from.
+        folder: The sweep's, for the sign.
+        most: Trials in all; None is given where so many are over or under way.
+    """
     with FileLock(folder / STUDY_LOCK):
+        if len(finished(study)) + under_way(study, folder) >= most:
+            yield None
+            return
         trial = study.ask(space)
         path = lock_of(folder, trial.number)
         lock = FileLock(path)
@@ -306,8 +343,29 @@ def finished(study: "Study") -> list[Any]:
     return [one for one in trials if one.state.is_finished() and not is_stopped(one)]
 
 
-def run_trial(study: "Study", config: Config, space: Space, folder: Path) -> None:
+def under_way(study: "Study", folder: Path) -> int:
+    """How many trials processes of this machine are at."""
+    from optuna.trial import TrialState
+
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    paths = [lock_of(folder, trial.number) for trial in running]
+    return sum(path.exists() and is_held(path) for path in paths)
+
+
+def run_trial(
+    study: "Study", config: Config, space: Space, folder: Path, most: int
+) -> bool:
     """Train once with drawn flags; whatever becomes of it is in the study.
+
+    Args:
+        study: The sweep's.
+        config: The flags that are fixed.
+        space: What the others are drawn from.
+        folder: The sweep's; that of the trial is in it.
+        most: Trials in all.
+
+    Returns:
+        Whether a trial was left to run.
 
     Raises:
         StoppedError: A signal came; the same flags are tried again.
@@ -316,7 +374,9 @@ def run_trial(study: "Study", config: Config, space: Space, folder: Path) -> Non
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    with next_trial(study, space, folder) as trial:
+    with next_trial(study, space, folder, most) as trial:
+        if trial is None:
+            return False
         log.info(f"trial {trial.number}: {trial.params}")
         own = folder / f"trial_{trial.number:04}"
         try:
@@ -335,6 +395,7 @@ def run_trial(study: "Study", config: Config, space: Space, folder: Path) -> Non
             log.warning(f"trial {trial.number} failed: {one_line(str(error))}")
         finally:  # what is best is trained anew, on all images
             shutil.rmtree(own / "checkpoints", ignore_errors=True)
+    return True
 
 
 def is_hopeless(study: "Study") -> bool:

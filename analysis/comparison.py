@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.html import COLOURS, flag, percent, svg, write_page
 from analysis.report import Run, without_folders
-from config import SHAPING
+from config import LIMITS, SHAPING
 from training.history import COLUMNS
 
 ACCURACIES = {
@@ -20,8 +20,9 @@ ACCURACIES = {
     "test/acc_views": "test, six views",
     "val/acc": "validation",
 }
-# What makes a run what it is, and where it ran.
-KIND = ("data", "lr", *SHAPING, "device", "precision")
+# What makes a run what it is, what it was judged by, and where it ran.
+KIND = ("data", "lr", *dict.fromkeys((*SHAPING, *LIMITS)), "device", "precision")
+FINDER = ("lr_steps", "lr_finder")
 CIRCUMSTANCES = ("device", "commit", "versions")
 
 
@@ -126,10 +127,12 @@ def find_groups(entries: Sequence[Entry]) -> list[Group]:
 
 def _kind(entry: Entry) -> dict[str, str]:
     """The settings that runs which differ in their seed only have in common."""
-    names = [name for name in (*KIND, "data_dir") if name != "seed"]
+    names = [name for name in (*KIND, *FINDER, "data_dir") if name != "seed"]
     kind = {name: entry.settings[name] for name in names}
     if entry.run.config.data != "folder":  # CIFAR-10 is the same wherever it lies
         kind["data_dir"] = ""
+    if kind["lr"] != "auto":  # no range test
+        kind |= dict.fromkeys(FINDER, "")
     return kind
 
 

@@ -50,6 +50,7 @@ EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 NUMBERED = 25  # classes whose confusion matrix has legible numbers
 # A place on this machine, or in its network: /home/me/x, ~me/x, C:\x, //server/x.
 OF_MACHINE = re.compile(r"(file:|~[^/\\]*|[A-Za-z]:)?[/\\]")
+PASSWORD = re.compile(r"(?<=://)[^/@]*@")  # and the user's name before it
 
 
 class Run(NamedTuple):
@@ -107,7 +108,8 @@ def read_run(
         InputError: The run is not finished, or a file is not as train.py writes it.
     """
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; give that of a run, as runs/NAME")
+        problem = "is a file" if path.exists() else "no such folder"
+        raise InputError(f"{path}: {problem}; give the folder of a run, as runs/NAME")
     missing = [name for name in files if not (path / name).is_file()]
     if missing:
         raise InputError(
@@ -218,21 +220,22 @@ def placeholder() -> Tensor:
 
 
 def without_folders(value: str) -> str:
-    """A flag's value without the folders that only this machine has."""
-    if not OF_MACHINE.match(value):
+    """A flag's value without the folders of this machine, and without passwords."""
+    value = PASSWORD.sub("", value)
+    if not OF_MACHINE.match(value) and ".." not in re.split(r"[/\\]", value):
         return value
     name = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return f"…/{name}"
 
 
 def command_without_folders(command: str) -> str:
-    """A command whose flags are without the folders that only this machine has."""
+    """A command with flags as `without_folders` gives them."""
     words = []
     for word in shlex.split(command):
         _, flag, value = re.split(r"^(--[\w.]+=|)", word, maxsplit=1)
         hidden = without_folders(value)
-        shown = f"{flag}…/{shlex.quote(hidden[2:])}"
-        words.append(shlex.quote(word) if hidden == value else shown)
+        start = "…/" if hidden.startswith("…/") else ""
+        words.append(flag + start + shlex.quote(hidden.removeprefix("…/")))
     return " ".join(words)
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]  # by name
 CACHE_NAME = ".decoded.npz"
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
-CACHE_VERSION = "4"  # raise it when `to_pixels` changes
+CACHE_VERSION = "5"  # raise it when `to_pixels` changes
 
 
 def load_images(listing: Listing) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises:
         ValueError: No pixel value is known to be white: they are floating-point
-            numbers, or integers beyond 16 bits or below 0.
+            numbers, integers beyond 16 bits or below 0, or 32 bits with less than 9 in
+            use.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white")
@@ -160,10 +161,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         values = np.asarray(image.convert("I"))
         low, high = values.min(), values.max()
-        if low < 0 or high > 65535:
+        # 32 bits that need 8 only: white is 255 or 65535, and nobody knows which.
+        if low < 0 or high > 65535 or (image.mode == "I" and 0 < high <= 255):
             raise ValueError(f"pixels from {low} to {high} have no agreed white")
-        image = Image.fromarray((values // 257).astype(np.uint8))
-    if image.mode != "RGB" and image.has_transparency_data:
+        seen = values != image.info.get("transparency")
+        image = Image.fromarray((seen * values // 257).astype(np.uint8))
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(ground, image)

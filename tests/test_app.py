@@ -271,7 +271,7 @@ WRONG = {
     "port word": (["--port", "web"], "--port must be a whole number, got 'web'"),
     "host": (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 7860: no page can be"),
     "long host": (["--host", "a" * 70], f"--host {'a' * 70} --port 7860: no page can"),
-    "run": (["--run", "nosuch"], "nosuch: no such folder; give that of a run"),
+    "run": (["--run", "nosuch"], "nosuch: no such folder; give the folder of a run"),
     "no run": (["--run", "."], ". has no config.yaml, no metrics.json, no metrics.csv"),
     "checkpoint": (["--ckpt_path", "nosuch"], "--ckpt_path nosuch: no such file"),
     "no checkpoint": (["--ckpt_path", "text"], "--ckpt_path text: damaged, or not a"),

@@ -54,6 +54,27 @@ def test_runs_that_differ_in_their_seed_belong_together() -> None:
     assert " ".join(other.accuracies["test/acc"].split()) == "80.00 %, n = 1"
 
 
+def test_what_a_run_is_judged_by_is_no_seed() -> None:
+    flags: list[dict[str, Any]] = [
+        {},
+        {"lr_steps": 200},
+        {"lr_finder": "torch-lr-finder"},
+        {"limit_test_batches": 1},
+        {"limit_val_batches": 0.5},
+    ]
+    runs = [make_run(f"run{seed}", seed=seed, **own) for seed, own in enumerate(flags)]
+    groups = find_groups(read_entries(runs))
+    # Where the rate is given there is no range test.
+    names = [["run0", "run1", "run2"], ["run3"], ["run4"]]
+    assert [group.names for group in groups] == names
+    for run in runs:
+        run.path.mkdir(parents=True)
+        (run.path / "lr_finder.json").touch()
+    groups = find_groups(read_entries(runs))
+    assert [group.names for group in groups] == [[run.path.name] for run in runs]
+    assert groups[1].settings["lr_steps"] == "200"
+
+
 def test_other_images_are_no_seed() -> None:
     places = ("/data/cats", "/data/cars", "/data/cats")
     runs = [
@@ -113,6 +134,7 @@ def test_a_page_beside_the_first_run_or_where_it_is_told(
         assert (words in text) == (words != "Some CPU"), words  # it is the same
     assert text.count("<svg") == 1  # only val/acc is in the rows
     assert "/home/me" not in text  # the same in both
+    assert report.report([*runs, str(page)]) == page  # as `runs/*` names it then
     other = report.report(runs, output="other.html")
     assert other.read_bytes() == page.read_bytes()
 

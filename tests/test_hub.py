@@ -69,6 +69,7 @@ def test_weights_of_ones_own_come_from_a_file_or_its_folder(
         torch.testing.assert_close(model(IMAGES), expected)
         assert model.classes == ["blue", "green", "red"]
         assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert hubconf._WEIGHTS == WEIGHTS  # others may lie beside these
     shutil.copy(file, file.with_name("second.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"downloaded: 2 \.safetensors files"):
         hubconf.custom_resnet(weights=file.parent)

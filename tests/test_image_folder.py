@@ -97,14 +97,40 @@ def test_other_sizes_and_modes_are_converted_and_counted(
         (Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)), (90, 90, 90)),
         (Image.new("CMYK", (40, 40), (0, 255, 255, 0)), (255, 0, 0)),
         (Image.new("1", (32, 32), 1), (255, 255, 255)),
+        (Image.new("I", (32, 32), 257 * 90), (90, 90, 90)),
     ],
-    ids=["transparent", "opaque", "16 bits", "CMYK", "1 bit"],
+    ids=["transparent", "opaque", "16 bits", "CMYK", "1 bit", "32 bits"],
 )
 def test_modes(image: Image.Image, expected: tuple[int, int, int]) -> None:
     pixels = to_pixels(image)
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert (pixels == np.array(expected)).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "key"),
+    [
+        (Image.new("RGB", (32, 32), (255, 254, 253)), (255, 254, 253)),
+        (Image.new("L", (32, 32), 255), 255),
+        (Image.fromarray(np.full((32, 32), 65535, np.uint16)), 65535),
+    ],
+    ids=["RGB", "L", "16 bits"],
+)
+def test_a_colour_that_stands_for_transparent_is_black(
+    image: Image.Image, key: Any, tmp_path: Path
+) -> None:
+    image.save(tmp_path / "plain.png")
+    image.putpixel((5, 7), 9 if isinstance(key, int) else (9, 9, 9))
+    image.save(tmp_path / "cut-out.png", transparency=key)
+    with Image.open(tmp_path / "plain.png") as plain:
+        assert to_pixels(plain).min() >= 253
+    with Image.open(tmp_path / "cut-out.png") as cut_out:
+        pixels = to_pixels(cut_out).copy()
+    seen = 9 if image.mode != "I;16" else 0
+    assert pixels[7, 5].tolist() == 3 * [seen]
+    pixels[7, 5] = 0
+    assert (pixels == 0).all()
 
 
 def test_a_wide_image_is_cut_to_its_middle_and_squeezed_whole() -> None:
@@ -195,6 +221,10 @@ IMAGE_FAULTS: dict[str, tuple[Damage, str]] = {
     "10 gigapixels": (
         lambda path: write_png_header(path, 100_000, 100_000),
         "more than 89478485 pixels",
+    ),
+    "bytes in 32 bits": (
+        lambda path: Image.new("I", (32, 32), 200).save(path, "TIFF"),
+        "pixels from 200 to 200 have no agreed white",
     ),
     "floats": (
         lambda path: Image.new("F", (32, 32), 0.5).save(path, "TIFF"),

@@ -318,6 +318,7 @@ WRONG = {
     "nothing": ([], "images missing; give at least one"),
     "top": (["a.png", "--top", "0"], "--top must be a whole number, at least 1, got 0"),
     "explain": (["a.png", "--explain", "a.png"], "--explain a.png: not a folder that"),
+    "the images": ([".", "--explain", "./"], "--explain .: also a folder of images;"),
     "checkpoint": (["a.png", "--ckpt_path", "nosuch"], "--ckpt_path nosuch: no such"),
     "image": (["a.png", "--ckpt_path", "a.png"], "--ckpt_path a.png: damaged, or not"),
 }

@@ -261,11 +261,12 @@ def test_what_is_public_has_neither_images_nor_folders(quick_train: Train) -> No
 def test_folders_are_left_out_of_a_command() -> None:
     command = (
         "python train.py --data_dir=/a/b/c --config 'C:\\x\\y.yaml' --lr 1/2 ~/runs/x "
-        "../z https://example.org/a/b configs/best.yaml '/home/al o/my pictures'"
+        "../z https://me:secret@example.org/a/b configs/best.yaml "
+        "'/home/al o/my pictures'"
     )
     assert command_without_folders(command) == (
         "python train.py --data_dir=…/c --config …/y.yaml --lr 1/2 …/x "
-        "../z https://example.org/a/b configs/best.yaml …/'my pictures'"
+        "…/z https://example.org/a/b configs/best.yaml …/'my pictures'"
     )
 
 
@@ -277,7 +278,11 @@ def test_folders_are_left_out_of_a_command() -> None:
         ("//server/share/alice/x/", "…/x"),
         ("file:///home/alice/x.tar.gz", "…/x.tar.gz"),
         ("~alice/x", "…/x"),
+        ("../../alice/x", "…/x"),
+        ("data/../../alice/x", "…/x"),
         ("data/cifar10", "data/cifar10"),
+        ("runs/v1..2/x", "runs/v1..2/x"),
+        ("https://alice:secret@example.org/a/b", "https://example.org/a/b"),
         ("https://example.org/a/b", "https://example.org/a/b"),
         ('["tensorboard", "csv"]', '["tensorboard", "csv"]'),
     ],
@@ -360,7 +365,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
 
 
 def test_a_run_that_is_not_finished(quick_train: Train) -> None:
-    with pytest.raises(InputError, match=r"runs.run: no such folder; give that of a"):
+    with pytest.raises(InputError, match=r"runs.run: no such folder; give the fo"):
         read_run(RUN)
     quick_train(max_epochs=1, report=True)
     (RUN / "metrics.json").unlink()

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -58,12 +59,12 @@ def refused(run: Run, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """Trials that take no time: lr is the accuracy, and each is kept."""
+    """Trials that take no time: a given lr is the accuracy, and each is kept."""
     seen: list[Config] = []
 
     def train(config: Config, callbacks: Any) -> dict[str, Any]:
         seen.append(config)
-        return {"val/acc": config.lr}
+        return {"val/acc": 0.5 if config.lr == "auto" else config.lr}
 
     monkeypatch.setattr(sweep, "train_with", train)
     return seen
@@ -226,6 +227,23 @@ def test_it_goes_on_up_to_the_number_of_trials(
     )
 
 
+def test_trials_that_do_not_compare_are_not_mixed(
+    run: Run, pretended: list[Config], refused: Callable[..., str], image_folder: Path
+) -> None:
+    flags = ("--cutout", "4,8", "--trials", "1", "--lr", "auto", "--lr_steps", "50")
+    run(*flags)
+    for other in ("--lr_steps=40", "--lr_finder=torch-lr-finder"):
+        name, _, value = other.partition("=")
+        assert refused(*flags, other).startswith(f"{name} is {value}, but the sweep")
+    fewer = refused(*flags, "--limit_val_batches", "1")
+    assert fewer.startswith("--limit_val_batches is 1, but the sweep was begun with 1.")
+    shutil.copytree(image_folder, "others")
+    moved = refused(*flags, "--data_dir", "others")
+    assert moved.startswith(f"--data_dir is {Path('others').resolve()}, but the sweep")
+    run(*flags, "--trials", "2")
+    assert len(pretended) == 2
+
+
 def test_ctrl_c_ends_it_and_the_same_flags_are_tried_again(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +288,8 @@ def test_the_flags_of_a_trial_that_was_killed_are_tried_again(
     assert process.exitcode == -signal.SIGKILL
     with FileLock(FOLDER / ".trial_0000.lock"):  # as if it were still at work
         run(*flags[:2], "--trials", "1")
+        assert states() == ["RUNNING"]
+        run(*flags)
         assert states() == ["RUNNING", "COMPLETE"]
     run(*flags)
     assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
