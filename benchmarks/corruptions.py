@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
 from config import IMAGE_SIZE
+from images.image_folder import SIZE
 
+BOX = Image.Resampling.BOX
 Spoil = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -44,10 +46,12 @@ def speckle_noise(strength: float, images: Tensor, draws: torch.Generator) -> Te
 
 
 def gaussian_blur(sigma: float, images: Tensor, _: torch.Generator) -> Tensor:
-    """Blurred, to four standard deviations."""
-    side = 2 * int(4 * sigma + 0.5) + 1
-    blurred: Tensor = transforms.gaussian_blur(images, [side, side], [sigma])
-    return blurred
+    """Blurred, to four standard deviations; the border goes on beyond the image."""
+    reach = max(1, int(4 * sigma + 0.5))
+    side = 2 * reach + 1
+    wide = F.pad(images, [reach] * 4, mode="replicate")
+    blurred: Tensor = transforms.gaussian_blur(wide, [side, side], [sigma])
+    return blurred[..., reach:-reach, reach:-reach]
 
 
 def contrast(share: float, images: Tensor, _: torch.Generator) -> Tensor:
@@ -75,24 +79,27 @@ def saturate(change: tuple[float, float], images: Tensor, _: torch.Generator) ->
 
 
 def pixelate(share: float, images: Tensor, _: torch.Generator) -> Tensor:
-    """Fewer pixels."""
-    small = F.interpolate(images, size=int(share * IMAGE_SIZE), mode="area")
-    return F.interpolate(small, size=IMAGE_SIZE, mode="nearest")
+    """Fewer pixels, with Pillow's box filter both ways."""
+    side = int(share * IMAGE_SIZE)
+    return each(images, lambda image: image.resize((side, side), BOX).resize(SIZE, BOX))
 
 
 def jpeg_compression(quality: int, images: Tensor, _: torch.Generator) -> Tensor:
     """Written as a JPEG file and read again."""
-    return (
-        torch.stack([through_jpeg(image, quality) for image in to_levels(images)]) / 255
-    )
+    return each(images, partial(through_jpeg, quality))
 
 
-def through_jpeg(image: Tensor, quality: int) -> Tensor:
-    """What Pillow makes of an image, uint8 (3, H, W), in a JPEG file."""
+def through_jpeg(quality: int, image: Image.Image) -> Image.Image:
+    """What Pillow makes of an image in a JPEG file."""
     file = io.BytesIO()
-    transforms.to_pil_image(image).save(file, "JPEG", quality=quality)
-    found: Tensor = transforms.pil_to_tensor(Image.open(file))
-    return found
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+def each(images: Tensor, spoil: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """What a function of Pillow's makes of each image."""
+    found = (spoil(transforms.to_pil_image(image)) for image in to_levels(images))
+    return torch.stack([transforms.pil_to_tensor(image) for image in found]) / 255
 
 
 # Each kind with its five strengths.
