@@ -285,7 +285,7 @@ def give_up_dead(study: "Study", folder: Path) -> None:
         # Where there is none, it may be that of another machine.
         if path.exists() and not is_held(path):
             stop(study, trial)
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def lock_of(folder: Path, number: int) -> Path:
@@ -334,7 +334,7 @@ def next_trial(
         yield trial
     finally:
         lock.release()
-        path.unlink()
+        path.unlink(missing_ok=True)  # Windows has it go by releasing it
 
 
 def finished(study: "Study") -> list[Any]:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from analysis.explanation import layer_cam
 from analysis.inference import predict_proba
@@ -147,9 +146,12 @@ def evaluate_images(
     classes = list(model.hparams["classes"])
     probabilities = predict_proba(model, images.permute(0, 3, 1, 2))
     confidence, predicted = probabilities.max(dim=1)
+    count = len(classes)
+    # torchmetrics' needs N times C squared where algorithms are to be deterministic.
+    counts = torch.bincount(labels * count + predicted, minlength=count**2)
     return Evaluation(
         classes,
-        multiclass_confusion_matrix(predicted, labels, len(classes)),
+        counts.view(count, count),
         calibrate(confidence, predicted == labels),
         _mistakes(model, images, labels, probabilities),
     )

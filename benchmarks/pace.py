@@ -219,7 +219,7 @@ def settle_steps(
     """
     epoch = TRAIN_IMAGES // batch_size
     if profiled:
-        steps = WARM_UP + 2 * (steps or 10)
+        steps = WARM_UP + 2 * (steps or WARM_UP)
     elif steps is None:
         steps = epoch if device == "cuda" else min(epoch, max(1, 2048 // batch_size))
     if steps > epoch or not epoch:

@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.paces import Setting, train_briefly
 from benchmarks.rows import markdown, summary, today
+from images.loader import BLOCK
 from machine.provenance import now
 
-WARM_UP = 3  # steps
+WARM_UP = BLOCK  # steps; what the loader makes at once is timed once, too
 ROWS = 20  # operations in the table
 
 

@@ -172,6 +172,12 @@ def _check_launcher(trainer: pl.Trainer, asked: str) -> None:
         InputError: They would hang, or each would train alone.
     """
     launcher = trainer.strategy.launcher
+    is_cuda = trainer.strategy.root_device.type == "cuda"
+    if launcher is not None and is_cuda and sys.platform == "win32":
+        raise InputError(
+            f"{asked}: several processes on GPUs need NCCL, which there is none of on "
+            "Windows; leave --devices and --strategy out, or train in WSL"
+        )
     main: Any = sys.modules["__main__"]
     # Lightning starts the others with the command of the first one.
     is_script = main.__spec__ is not None or Path(sys.argv[0]).is_file()

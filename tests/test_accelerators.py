@@ -37,6 +37,7 @@ from images.loader import EvalLoader, TrainLoader
 from lightning_module import LitCustomResNet
 from machine.hardware import (
     NEEDS_SCRIPT,
+    _check_launcher,
     choose_hardware,
     cuda_problem,
     cudnn_benchmark,
@@ -486,6 +487,19 @@ def test_whoever_asks_for_the_cpu_hears_nothing_of_the_gpu(
 
 
 # --- Several processes. ---
+
+
+def test_several_processes_on_gpus_of_windows_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strategy = SimpleNamespace(launcher=SimpleNamespace(), root_device=CUDA)
+    trainer: Any = SimpleNamespace(strategy=strategy, num_devices=2, num_nodes=1)
+    _check_launcher(trainer, "--devices 2")
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(InputError, match=r"--devices 2: several .* need NCCL"):
+        _check_launcher(trainer, "--devices 2")
+    strategy.launcher = None
+    _check_launcher(trainer, "--devices 1")
 
 
 @pytest.mark.parametrize(

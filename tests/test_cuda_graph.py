@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from common.errors import InputError
 from images.loader import Batch
 from lightning_module import LitCustomResNet
 from run_files import assert_same, weights
@@ -105,30 +106,42 @@ def test_steps_with_a_graph_are_those_without(monkeypatch: pytest.MonkeyPatch) -
     assert not any(value.requires_grad for value in graphed.accuracies)
 
 
-@pytest.mark.parametrize(
-    ("error", "problem"),
-    [
-        (
-            torch.OutOfMemoryError("CUDA out of memory."),
-            "the GPU has too little memory",
-        ),
-        (RuntimeError("operation not permitted\nwhen capturing"), "operation not perm"),
-    ],
-)
-def test_a_module_that_cannot_be_captured_stays_as_it_was(
-    error: RuntimeError, problem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def failing(error: RuntimeError) -> Callable[..., None]:
     def fail(step: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         step(*inputs)
         raise error
 
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    return fail
+
+
+def test_without_memory_for_a_graph_the_module_stays_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", failing(error))
     module = make_module()
-    found = capture(module, batch(0))
-    assert found is not None
-    assert found.startswith(problem)
+    assert capture(module, batch(0)) == "the GPU has too little memory for it"
     assert_same(module.state_dict(), make_module().state_dict())
     assert "objective" not in vars(module)
+
+
+def test_a_network_that_cannot_be_captured_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RuntimeError("operation not permitted\nwhen capturing")
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", failing(error))
+    said = r"--cuda_graph: .* \(operation not permitted\); leave it out"
+    with pytest.raises(InputError, match=said):
+        capture(make_module(), batch(0))
+
+
+def test_each_capture_has_a_stream_of_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", mocked_graphs)
+    monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", "of another GPU")
+    assert capture(make_module(), batch(0)) is None
+    assert torch.cuda.graph.default_capture_stream is None
 
 
 def test_the_graphs_go_when_the_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:

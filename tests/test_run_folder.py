@@ -140,6 +140,10 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
     moved.load_state_dict(state)
     assert moved.best_model_score == score
     assert moved.best_k_models == {str(tmp_path / "b" / "best.ckpt"): score}
+    windows = state | {"dirpath": "C:\\runs", "best_model_path": "C:\\runs\\best.ckpt"}
+    from_windows, _ = checkpoint_callbacks(tmp_path / "b", best=True)
+    from_windows.load_state_dict(windows)
+    assert from_windows.best_model_score == score
     elsewhere, _ = checkpoint_callbacks(tmp_path / "c", best=True)
     with pytest.warns(UserWarning, match="The dirpath has changed"):
         elsewhere.load_state_dict(state)  # the best checkpoint is not there

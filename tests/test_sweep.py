@@ -299,6 +299,28 @@ def test_the_flags_of_a_trial_that_was_killed_are_tried_again(
     assert not list(FOLDER.glob(".trial_*.lock"))
 
 
+class WindowsLock(FileLock):
+    """A lock whose file goes with its release, as there."""
+
+    def release(self, force: bool = False) -> None:
+        """And take the file away."""
+        super().release(force)
+        if not self.is_locked:
+            Path(self.lock_file).unlink(missing_ok=True)
+
+
+def test_a_lock_may_be_gone_by_its_release(
+    run: Run, pretended: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "FileLock", WindowsLock)
+    run("--lr", "0.001:0.01", "--trials", "2")
+    assert states() == ["COMPLETE"] * 2
+    dead = study().ask()
+    Path(sweep.lock_of(FOLDER, dead.number)).touch()
+    run("--lr", "0.001:0.01", "--trials", "3")
+    assert states() == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+
+
 def test_several_sweeps_share_a_database(
     run: Run, pretended: list[Config], image_folder: Path
 ) -> None:

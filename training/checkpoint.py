@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytorch_lightning as pl
@@ -64,7 +64,8 @@ class KeptCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was known of the file, if it is in this folder."""
-        name = Path(state_dict["best_model_path"]).name
+        # It splits at both separators: the run may come from Windows.
+        name = PureWindowsPath(state_dict["best_model_path"]).name
         here = Path(str(self.dirpath)) / name
         if name and here.is_file():
             state_dict = state_dict | {

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from common.errors import is_out_of_memory
+from common.errors import InputError, is_out_of_memory
 from images.loader import Batch
 from training.compiled import own
 
@@ -74,12 +74,18 @@ def capture(module: Any, batch: Batch) -> str | None:
 
     Returns:
         Why it did not work, and the module is as it was; None where it did.
+
+    Raises:
+        InputError: The network cannot be captured. What CUDA and the generator of
+            random numbers have kept of the try would be felt in all that follows.
     """
     step = Objective(module)
     before = [buffer.clone() for buffer in module.buffers()]
     inputs = tuple(part.clone() for part in batch)  # those that are filled again
     # A capture that fails leaves its own stream the current one.
     stream = torch.cuda.current_stream() if batch[0].is_cuda else None
+    # PyTorch's own is made once, on the GPU of the process's first capture.
+    torch.cuda.graph.default_capture_stream = None
     try:
         with torch.cuda.stream(stream):
             torch.cuda.make_graphed_callables(step, inputs)
@@ -87,7 +93,10 @@ def capture(module: Any, batch: Batch) -> str | None:
         if is_out_of_memory(error):
             torch.cuda.empty_cache()
             return "the GPU has too little memory for it"
-        return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        raise InputError(
+            f"--cuda_graph: this network cannot be captured ({reason}); leave it out"
+        ) from None
     finally:
         # Warming up has moved the batch statistics.
         for buffer, value in zip(module.buffers(), before, strict=True):

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -132,7 +132,8 @@ def _end_alike(*paths: str | Path | None) -> bool:
     """Whether one path may be the other, seen from a folder or a machine of its own."""
     if None in paths:
         return False
-    one, other = (Path(os.path.normpath(str(path))).parts for path in paths)
+    # It splits at both separators: the run may come from Windows.
+    one, other = (PureWindowsPath(os.path.normpath(str(path))).parts for path in paths)
     length = min(len(one), len(other))
     return one[-length:] == other[-length:]
 
