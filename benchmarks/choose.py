@@ -79,7 +79,7 @@ def find_trials(runs: pd.DataFrame, recipe: str) -> list[Trial]:
     """All that a sweep has trained.
 
     Raises:
-        InputError: Some of them have seen the test set.
+        InputError: Some of them have seen the test set, or ran on another device.
     """
     runs = runs[runs["recipe"] == recipe]
     if runs["test/acc"].notna().any():
@@ -87,17 +87,33 @@ def find_trials(runs: pd.DataFrame, recipe: str) -> list[Trial]:
             f"runs of {recipe!r} were tested; nothing is chosen on the test set: give "
             "runs of measure.py --select"
         )
-    return [(kind, same["val/acc"]) for kind, same in by_kind(runs)]
+    places = runs[["device", "precision"]].drop_duplicates().agg(", ".join, axis=1)
+    if len(places) > 1:
+        raise InputError(
+            f"runs of {recipe!r} are of several devices ({'; '.join(places)}); give a "
+            "file of one"
+        )
+    return [
+        (kind, same.set_index("seed")["val/acc"].dropna())
+        for kind, same in by_kind(runs)
+    ]
 
 
 def best(trials: list[Trial], reach: float | None) -> Trial:
     """Of those with the most seeds the most accurate, or the shortest that is enough.
 
+    They are compared by the seeds that all of these have, as each holds out images of
+    its own.
+
     Raises:
-        InputError: None is.
+        InputError: None is, or they share no seed.
     """
     most = max(len(accuracies) for _, accuracies in trials)
     trials = [trial for trial in trials if len(trial[1]) == most]
+    seeds = set.intersection(*({*accuracies.index} for _, accuracies in trials))
+    if not seeds:
+        raise InputError("the recipes share no seed; make runs with the same ones")
+    trials = [(kind, accuracies[sorted(seeds)]) for kind, accuracies in trials]
     highest = max(trials, key=lambda trial: trial[1].mean())
     if reach is None:
         return highest

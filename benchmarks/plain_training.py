@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from analysis.inference import to_probabilities
 from benchmarks.factorial import Row
 from config import IMAGE_SIZE
 from custom_resnet import CustomResNet
@@ -93,14 +94,17 @@ def mix(
     return mixed, labels[other], side**2 / IMAGE_SIZE**2
 
 
-def best_loss(scores: Tensor, labels: Tensor) -> float:
+def best_loss(scores: Tensor, labels: Tensor, smoothing: float) -> float:
     """Cross-entropy at the temperature at which it is least.
 
     Args:
         scores: float (N, C), logits.
         labels: int64 (N,).
+        smoothing: That of the labels in training. It is undone first, as no temperature
+            can do that, and the more of it, the worse a network would seem.
     """
-    scores, labels = scores.double().cpu(), labels.cpu()
+    probabilities = to_probabilities(scores.double().cpu(), smoothing)
+    scores, labels = probabilities.log(), labels.cpu()
 
     def loss(sharpness: float) -> float:
         return float(F.cross_entropy(scores * 2**sharpness, labels))
@@ -259,11 +263,11 @@ class Training:
                 part = self._normalised(raw)
                 plain.append(self._logits(self.judged, part))
                 flipped.append(plain[-1] + self._logits(self.judged, part.flip(3)))
-        found = {}
+        found, smoothing = {}, self.row["label_smoothing"]
         for name, parts in (("", plain), ("_tta", flipped)):
             scores = torch.cat(parts).cpu()
             found[f"acc{name}"] = float((scores.argmax(1) == labels).float().mean())
-            found[f"loss{name}"] = best_loss(scores, labels)
+            found[f"loss{name}"] = best_loss(scores, labels, smoothing)
         return found
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -439,6 +439,24 @@ def test_the_most_accurate_recipe_is_chosen_of_those_with_most_seeds() -> None:
         choose(**given)
 
 
+def test_recipes_are_chosen_by_the_same_images_and_on_one_device() -> None:
+    base = write_recipe("base", lr=0.01)
+    given: dict[str, Any] = {"recipe": base, "output": "new.yaml"}
+    # Seed 1 holds out hard images: ahead on what both have seen is the lower mean.
+    first = held_out("base", [0.95, 0.91, 0.94], lr="0.02").drop(index=2)
+    other = held_out("base", [0.94, 0.90, 0.94], lr="0.03").drop(index=1)
+    write_runs(Path("seeds.csv"), together(first, other))
+    choose(**given, runs="seeds.csv")
+    assert yaml.safe_load(Path("new.yaml").read_text())["lr"] == 0.02
+    write_runs(Path("apart.csv"), together(first.drop(index=0), other.drop(index=0)))
+    with pytest.raises(InputError, match="the recipes share no seed"):
+        choose(**given, runs="apart.csv")
+    elsewhere = held_out("base", [0.99], device="GPU")
+    write_runs(Path("two.csv"), together(first, elsewhere))
+    with pytest.raises(InputError, match=r"several devices \(CPU, 32-true; GPU, 32-"):
+        choose(**given, runs="two.csv")
+
+
 def test_only_the_best_go_on_with_further_seeds(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

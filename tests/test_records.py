@@ -254,6 +254,21 @@ def test_two_recipes_are_compared_where_both_have_run() -> None:
     ]
 
 
+def test_held_out_images_that_both_have_seen_are_compared_in_pairs() -> None:
+    runs = together(
+        held_out("plain", [0.90, 0.92, 0.94, 0.99]),
+        held_out("new", [0.911, 0.929, 0.95]),
+    )
+    names = "plain on cifar10, 24 epochs", "new on cifar10, 24 epochs"
+    [row] = comparison(runs, *names).to_dict("records")
+    assert row["from"] == "92.00 ± 2.00 % (90.00 to 94.00), n = 3"
+    # Gains of 1.1, 0.9 and 1.0: t = 1 / (0.1 / sqrt(3)) with 2 degrees of freedom.
+    assert (row["gain, points"], row["p"]) == ("+1.00", "0.0033")
+    other_seeds = runs.assign(seed=range(len(runs)))
+    [row] = comparison(other_seeds, *names).to_dict("records")
+    assert float(row["p"]) > 0.5
+
+
 def test_runs_of_several_devices_are_compared_when_asked() -> None:
     runs = together(
         runs_of("plain", [0.90, 0.91, 0.92]),

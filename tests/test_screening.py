@@ -102,9 +102,19 @@ def test_the_best_loss_does_not_depend_on_the_scale() -> None:
     torch.manual_seed(0)
     labels = torch.randint(10, (500,))
     scores = torch.randn(500, 10) + 2 * F.one_hot(labels, 10)
-    best = best_loss(scores, labels)
+    best = best_loss(scores, labels, 0.0)
     assert best < F.cross_entropy(scores, labels)
-    assert best_loss(scores / 4, labels) == pytest.approx(best, abs=1e-4)
+    assert best_loss(scores / 4, labels, 0.0) == pytest.approx(best, abs=1e-4)
+
+
+def test_the_best_loss_does_not_depend_on_smoothing() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(10, (500,))
+    scores = torch.randn(500, 10).double() + 2 * F.one_hot(labels, 10)
+    best = best_loss(scores, labels, 0.0)
+    smoothed = (0.8 * scores.softmax(1) + 0.02).log()
+    assert best_loss(smoothed, labels, 0.2) == pytest.approx(best, abs=1e-6)
+    assert best_loss(smoothed, labels, 0.0) > best + 1e-3
 
 
 @pytest.fixture
@@ -128,6 +138,9 @@ def test_rows_are_trained_once(
     assert read_rows(Path("again.csv"))["val/loss"][0] == rows["val/loss"][1]
     monkeypatch.delattr(Training, "train")
     screening.screening(["first"], "rows.csv", [0, 21], **small_study)
+    longer = small_study | {"epochs": 3}
+    with pytest.raises(InputError, match=r"rows of this design with --epochs 2, not 3"):
+        screening.screening(["first"], "rows.csv", [1], **longer)
     with pytest.raises(InputError, match=r"--rows must be from 0 to 39, got 40"):
         screening.screening(["first"], "rows.csv", [40], **small_study)
     with pytest.raises(InputError, match="fourth is no design; give one of first"):

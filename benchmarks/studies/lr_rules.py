@@ -51,10 +51,12 @@ def tenth_of_minimum(test: RangeTest) -> float:
 def fastai_valley(test: RangeTest) -> float:
     """Past the middle of the longest falling subsequence of losses.
 
-    So does `valley` of fast.ai's callback/schedule.py, its default.
+    So does `valley` of fast.ai's callback/schedule.py, its default; `lr_find` gives it
+    neither the first tenth of the test nor the last five steps.
     """
     losses = lagging(test.losses, BETA)
-    losses = losses[: until_diverged(losses, 4)]
+    start = len(test.lrs) // 10
+    losses = losses[: until_diverged(losses, 4)][start:-5]
     longest = np.ones(len(losses), dtype=int)  # of those that end here
     for end in range(1, len(losses)):
         higher = losses[:end] > losses[end]
@@ -62,7 +64,7 @@ def fastai_valley(test: RangeTest) -> float:
     end = int(longest.argmax())
     length = int(longest[end])
     third = length / 3
-    return test.lrs[max(0, end - length) + int(third) + int(third / 2)]
+    return test.lrs[start + max(0, end - length + int(third) + int(third / 2))]
 
 
 def torch_lr_finder(test: RangeTest) -> float:

@@ -154,11 +154,10 @@ def screening(
         InputError: There is no such row or device, or the file is of something else.
     """
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
-    record, place = (
-        expanded(output),
-        choose_hardware(device).device,
-    )
+    record, place = expanded(output), choose_hardware(device).device
     done = read_rows(record, "design", "row", "seed")
+    shape = {"epochs": epochs, "base_width": base_width}
+    check_shape(done[done["design"].isin(designs)], shape, record)
     # Batches are made in `Training`.
     images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
     images.prepare_data()
@@ -186,8 +185,22 @@ def screening(
             for response, value in training.evaluate(shown, labels).items()
         }
         print(f"{name} {number}, seed {seed}: {found}", flush=True)
-        settings = {**same, "epochs": epochs, "base_width": base_width}
-        add_row(record, {**settings, **row, **found, **circumstances})
+        add_row(record, {**same, **shape, **row, **found, **circumstances})
+
+
+def check_shape(done: pd.DataFrame, shape: dict[str, int], record: Path) -> None:
+    """Refuse to fill up a design with trainings of another length or width.
+
+    Raises:
+        InputError: Some of its rows are.
+    """
+    for flag, value in shape.items():
+        others = {*done[flag]} - {value} if len(done) else set()
+        if others:
+            raise InputError(
+                f"--output {record} has rows of this design with --{flag} "
+                f"{others.pop()}, not {value}; give another file, or the same value"
+            )
 
 
 def numbers_of(name: str, rows: list[int] | None) -> list[int]:
