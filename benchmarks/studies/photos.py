@@ -16,7 +16,7 @@ A row is added for each. Nothing is trained or chosen on any of them.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,14 @@ def logits_of(
     return mean_logits(model, views, mirrored=mirrored)
 
 
-def spoiled_rows(model: LitCustomResNet, images: Tensor, labels: Tensor) -> list[Any]:
+def spoiled_rows(
+    model: LitCustomResNet, images: Tensor, labels: Tensor, kinds: Collection[str]
+) -> list[Any]:
     """A row a way to spoil test images, uint8 (N, 3, 32, 32): accuracies."""
     rows = []
     for (kind, severity), spoil in spoilings().items():
+        if kind not in kinds:
+            continue
         spoiled = to_levels(spoil(images / 255, torch.Generator().manual_seed(0)))
         plain = predict_logits(model, spoiled)
         both = plain + predict_logits(model, spoiled.flip(3))
@@ -217,6 +221,7 @@ def photos(
     data_dir: str = DEFAULT_DIR,
     ckpt_path: str | None = None,
     limit: int | None = None,
+    kinds: list[str] | None = None,
 ) -> None:
     """Test weights on spoiled test images and on photos, and put that on record.
 
@@ -227,7 +232,18 @@ def photos(
         ckpt_path: Checkpoint or weights of a network.
         limit: How many of the test images at most, of all classes; all where it is
             not given.
+        kinds: Only these ways to spoil test images, such as gaussian_blur; null for
+            all.
+
+    Raises:
+        InputError: There is no such kind, or a file cannot be read.
     """
+    known = dict.fromkeys(kind for kind, _ in spoilings())
+    for kind in kinds or ():
+        if kind not in known:
+            raise InputError(
+                f"--kinds: {kind!r} is none; give some of {', '.join(known)}"
+            )
     read_rows(expanded(output), "weights", "images")  # refused before the work
     path = None if ckpt_path is None else expanded(ckpt_path)
     model = load_model(path)
@@ -236,7 +252,7 @@ def photos(
     rows = [] if photos is None else photo_rows(model, expanded(photos))
     step = -(-len(pixels) // (limit or len(pixels)))  # those of a class stand together
     images = pixels[::step].permute(0, 3, 1, 2)
-    rows += spoiled_rows(model, images, labels[::step])
+    rows += spoiled_rows(model, images, labels[::step], kinds or known)
     hardware = choose_hardware("cpu", precision="32-true")
     circumstances = provenance.circumstances(hardware)
     del circumstances["command"]  # it would name folders of this machine
