@@ -183,6 +183,13 @@ def test_photos_and_test_images_are_put_on_record(
     both = photos.table(Path("both.csv"))
     assert both.count("| other ") == 2  # predict.py's reading, and a column
     assert both.count("| last ") == len(photos.READINGS) + 1
+    photos.photos("some.csv", **asked, kinds=["contrast"])
+    some = read_rows(Path("some.csv"), "kind")
+    assert some["acc"].tolist() == found["acc"].tolist()
+    with pytest.raises(
+        InputError, match="--kinds: 'fog' is none; give some of as they"
+    ):
+        photos.photos("some.csv", **asked, kinds=["fog"])
     (collection / "known" / "green").rename(collection / "known" / "shoe")
     with pytest.raises(InputError, match="the classes shoe, which the network"):
         photos.photos("other.csv", photos=str(collection), **asked)
