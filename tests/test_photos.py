@@ -136,7 +136,9 @@ def test_a_part_of_the_test_images_is_of_all_classes(
     quick_train(max_epochs=1, report=False)
     seen: list[list[int]] = []
 
-    def spoiled_rows(model: Any, images: Tensor, labels: Tensor) -> list[Any]:
+    def spoiled_rows(
+        model: Any, images: Tensor, labels: Tensor, kinds: Any
+    ) -> list[Any]:
         assert len(images) == len(labels)
         seen.append(labels.bincount().tolist())
         return []
@@ -186,9 +188,7 @@ def test_photos_and_test_images_are_put_on_record(
     photos.photos("some.csv", **asked, kinds=["contrast"])
     some = read_rows(Path("some.csv"), "kind")
     assert some["acc"].tolist() == found["acc"].tolist()
-    with pytest.raises(
-        InputError, match="--kinds: 'fog' is none; give some of as they"
-    ):
+    with pytest.raises(InputError, match="--kinds: 'fog' is none; give some of as"):
         photos.photos("some.csv", **asked, kinds=["fog"])
     (collection / "known" / "green").rename(collection / "known" / "shoe")
     with pytest.raises(InputError, match="the classes shoe, which the network"):
