@@ -152,10 +152,11 @@ class CustomResNet(nn.Module):
 def whitening_filters(images: Tensor, count: int) -> Tensor:
     """Filters whose answers to the patches of images are not correlated.
 
-    They are the eigenvectors of the patches' covariance, each over the root of its
-    eigenvalue, and their negatives, as a ReLU follows (Jordan, arXiv 2404.00498); of
-    more filters than these 54 the others are random mixtures, of fewer those of the
-    largest eigenvalues. What no patch has, as colour in grey images, gets no filter.
+    They are the eigenvectors of the patches' covariance, and their negatives, as a ReLU
+    follows (Jordan, arXiv 2404.00498, who divides each by the root of its eigenvalue;
+    here batch norm does that). Of more filters than these 54 the others are random
+    mixtures, of fewer those of the largest eigenvalues. What no patch has, as colour in
+    grey images, gets no filter.
 
     Args:
         images: Normalised images, float (N, 3, 32, 32).
@@ -167,9 +168,7 @@ def whitening_filters(images: Tensor, count: int) -> Tensor:
     patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 27)
     values, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
     there = values > 1e-9 * values.max()
-    values, vectors = values[there], vectors[:, there]
-    scaled = (vectors / (values + 5e-4 * values.max()).sqrt()).T.float()
-    filters = F.normalize(scaled)
+    filters = vectors[:, there].T.float()
     pairs = min(len(filters), count // 2)
     largest = filters[len(filters) - pairs :]
     mixtures = F.normalize(torch.randn(count - 2 * pairs, len(filters)) @ filters)
