@@ -653,3 +653,25 @@ def test_every_page_loads_checkpoints_on_any_machine() -> None:
     calls = re.findall(r"load_from_checkpoint\(([^)]*)\)", text)
     assert len(calls) == 2
     assert all('map_location="cpu"' in call for call in calls)
+
+
+def test_what_is_asked_stays_where_the_cpu_takes_over(machine: Machine) -> None:
+    machine(capability=(7, 0))
+    hardware = choose_hardware("auto", precision="64-true")
+    assert hardware.device.type == "cpu"
+    assert hardware.arguments["precision"] == "64-true"
+
+
+def test_the_gpu_that_trains_is_looked_at(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(count=2)
+
+    def capability(device: Any = 0) -> tuple[int, int]:
+        index = device.index if isinstance(device, torch.device) else device
+        return (7, 0) if index == 1 else (9, 0)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    assert choose_hardware("gpu", [0]).device.index == 0
+    with pytest.raises(InputError, match=r"capability 7\.0"):
+        choose_hardware("gpu", [1])

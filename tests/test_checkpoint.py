@@ -148,3 +148,20 @@ def test_step_checkpoint_goes_when_the_epoch_is_saved(
         ["6", "last.ckpt", "step.ckpt"],
     ]
     assert [path.name for path in LAST.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_what_is_synced_is_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is only in a buffer would not be on the disk."""
+    sizes: list[int] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with replacing(tmp_path / "file") as file:
+        file.write(b"new")
+    assert sizes[0] == 3

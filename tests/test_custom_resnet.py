@@ -249,3 +249,19 @@ def test_only_small_maps_in_training_are_laid_side_by_side(
     conv.eval()(torch.zeros(5, 2, 3, 3))
     Seen(2, 2, 3)(torch.zeros(5, 2, 3, 3))  # without padding
     assert widths == [20, 4, 3, 3]
+
+
+def test_dirac_leaves_the_other_filters_random() -> None:
+    torch.manual_seed(0)
+    net = CustomResNet(base_width=4)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.dirac()
+    for name, part in net.named_modules():
+        if isinstance(part, torch.nn.Conv2d):
+            weight, old = part.weight, before[f"{name}.weight"]
+            inputs = 0 if name == "prep.0" else part.in_channels
+            x = torch.randn(1, part.in_channels, 5, 5)
+            if inputs:
+                handed_on = F.conv2d(x, weight[:inputs], padding=1)
+                torch.testing.assert_close(handed_on, x)
+            assert torch.equal(weight[inputs:], old[inputs:]), name

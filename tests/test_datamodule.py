@@ -280,3 +280,37 @@ def test_statistics_of_cifar10_are_the_known_constants(
     assert real_cifar10.mean == (0.4914, 0.4822, 0.4465)
     assert real_cifar10.std == (0.2470, 0.2435, 0.2616)
     assert len(real_cifar10.train_set[0]) == 45_000
+
+
+def test_the_seed_decides_split_and_order(image_folder: Path) -> None:
+    split, order = set[bytes](), set[bytes]()
+    for seed in (0, 1):
+        for val_size in (0, 12):
+            data = CIFAR10DataModule(
+                data_dir=str(image_folder), batch_size=32, seed=seed, val_size=val_size
+            )
+            data.setup()
+            loader = data.train_dataloader()
+            seen = data.val_set[0] if val_size else next(iter(loader))[0]
+            (split if val_size else order).add(seen.numpy().tobytes())
+    assert len(split) == len(order) == 2
+
+
+def test_statistics_are_those_of_held_out_images_too(image_folder: Path) -> None:
+    found = []
+    for val_size in (0, 60):
+        data = CIFAR10DataModule(
+            data_dir=str(image_folder), batch_size=32, val_size=val_size
+        )
+        data.setup()
+        found.append((data.mean, data.std))
+    assert found[0] == found[1]
+
+
+def test_a_batch_may_be_all_images_and_the_largest_val_size_is_allowed(
+    image_folder: Path,
+) -> None:
+    CIFAR10DataModule(data_dir=str(image_folder), batch_size=108).setup()
+    data = CIFAR10DataModule(data_dir=str(image_folder), batch_size=3, val_size=117)
+    data.setup()
+    assert data.sizes()["train"] == 3

@@ -10,17 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import train
+from common.errors import DivergedError
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
+from training.guard import Guard
+from training.history import History
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -251,3 +256,38 @@ def test_torchrun_on_two_hosts(image_folder: Path) -> None:
     command += ["--max_epochs", "2", "--name", "one_host"]
     subprocess.run(command, check=True, timeout=300)
     assert_same(two_hosts, weights(Path("runs/one_host/checkpoints/last.ckpt")))
+
+
+def two_alike(step: int = 2, **known: Any) -> Any:
+    """A trainer of two processes in which the same happens."""
+
+    def reduce(value: Tensor, reduce_op: str) -> Tensor:
+        both = torch.stack([value, value])
+        if reduce_op == "max":
+            return both.amax()
+        return both.sum() if reduce_op == "sum" else both.float().mean()
+
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
+    return SimpleNamespace(
+        world_size=2, global_rank=0, global_step=step, strategy=strategy, **known
+    )
+
+
+@pytest.mark.parametrize("signum", [0, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_is_that_signal(signum: int) -> None:
+    """A terminal sends Ctrl-C to each of them."""
+    guard = Guard(None, 0, History(None), list)
+    guard.signum = signum
+    assert guard._agreed_signal(two_alike()) == signum
+
+
+def test_processes_that_diverge_at_the_same_step_name_it() -> None:
+    module: Any = torch.nn.Linear(1, 1)
+    module.losses = [*torch.tensor([1.0, 1.0, torch.nan, torch.nan])]
+    history = History(None)
+    history.lrs = [0.1, 0.2, 0.3, 0.4]
+    guard = Guard(None, 0, history, list)
+    with pytest.raises(
+        DivergedError, match=r"not finite at step 8, where the LR was 0\.3;"
+    ):
+        guard._check_finite(two_alike(10, lightning_module=module))

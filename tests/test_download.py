@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -364,3 +365,15 @@ def test_progress_is_shown_on_a_terminal(
 
 def test_a_home_is_expanded() -> None:
     assert CIFAR10DataModule(data_dir="~/images").data_dir == Path.home() / "images"
+
+
+def test_a_mirror_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """170 MB take minutes at a pace that is all right."""
+    clock = iter(range(0, 10**6, 10))  # ten seconds a chunk
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    size = 10 * download.SLOWEST + 1
+    content = io.BytesIO(bytes(20 * size))
+    response: Any = SimpleNamespace(
+        length=20 * size, read1=lambda _: content.read(size)
+    )
+    assert sum(map(len, download._body(response, "host"))) == 20 * size

@@ -223,8 +223,8 @@ IMAGE_FAULTS: dict[str, tuple[Damage, str]] = {
         "more than 89478485 pixels",
     ),
     "bytes in 32 bits": (
-        lambda path: Image.new("I", (32, 32), 200).save(path, "TIFF"),
-        "pixels from 200 to 200 have no agreed white",
+        lambda path: Image.new("I", (32, 32), 255).save(path, "TIFF"),
+        "pixels from 255 to 255 have no agreed white",
     ),
     "floats": (
         lambda path: Image.new("F", (32, 32), 0.5).save(path, "TIFF"),
@@ -476,3 +476,20 @@ def test_a_user_without_a_home_has_a_cache_in_the_folder_alone(
     monkeypatch.setattr(Path, "home", homeless)
     assert len(load("folder", small_folder).train[0]) == 4
     assert (small_folder / "train" / folders.CACHE_NAME).exists()
+
+
+def test_a_photo_is_made_smaller_by_means_of_its_pixels() -> None:
+    """And not by picking some, which makes noise of fine patterns."""
+    board = np.indices((320, 320)).sum(0) % 2 * np.uint8(255)
+    image = Image.fromarray(board.astype(np.uint8)).convert("RGB")
+    for pixels in (to_pixels(image), *to_views(image)):
+        assert abs(pixels.astype(int) - 127).max() < 20
+
+
+def test_a_damaged_file_of_a_camera_is_named(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "own")
+    (tmp_path / "own/train/red/DSC_1.JPG").write_bytes(b"")
+    with pytest.raises(InputError, match=r"DSC_1\.JPG: not a readable image"):
+        load("folder", tmp_path / "own")

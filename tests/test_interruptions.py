@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -336,3 +337,21 @@ def test_a_second_ctrl_c_ends_at_once(start: Start, tmp_path: Path) -> None:
     assert re.search("stopped by Ctrl-C; .*step.ckpt is saved; go on with", said[-1])
     saved = torch.load(tmp_path / CHECKPOINTS / "step.ckpt", weights_only=True)
     assert saved["global_step"] == 8  # not 11, which had begun
+
+
+def test_a_training_in_another_thread(
+    quick_train: Callable[..., Any],
+) -> None:
+    """As a page or a notebook starts one; signals are the main thread's."""
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append(quick_train(max_epochs=1, lr="auto", lr_steps=40)["epochs"])
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [1]

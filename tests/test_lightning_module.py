@@ -335,3 +335,18 @@ def test_losses_of_half_precision_do_not_overflow() -> None:
     assert module.train_loss.compute() == 60
     module.train_loss.reset()
     assert module.train_loss.mean_value.dtype == torch.float32
+
+
+def test_means_add_up_in_float32_whatever_the_weights_are() -> None:
+    module = LitCustomResNet("abc", (0.5,) * 3, (0.2,) * 3, 0.1, base_width=2)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        module.to(dtype)
+        for metric in (
+            module.train_loss,
+            module.train_acc,
+            module.val_loss,
+            module.test_loss,
+        ):
+            metric.update(torch.tensor([0.25, 0.25, 0.2501]))
+            assert metric.compute().item() == pytest.approx(0.7501 / 3, rel=1e-6)
+            metric.reset()

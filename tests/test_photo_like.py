@@ -9,6 +9,7 @@ from benchmarks.corruptions import jpeg_compression
 from images.photo_like import (
     ROWS,
     Settings,
+    _tables,
     compressed,
     draw_settings,
     like_photos,
@@ -120,3 +121,18 @@ def test_an_image_depends_on_its_row_alone(images: Tensor) -> None:
     assert (found != pixels).flatten(1).any(1).tolist() == [False, True, True, True] * 4
     alone = like_photos(pixels[5:6], rows[5:6])
     assert (alone.int() - found[5:6].int()).abs().max() <= 1
+
+
+def test_every_setting_changes_images() -> None:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 32, 32, 3), generator=draws).to(torch.uint8)
+    chosen = torch.arange(1, 65)
+    table, normals = _tables(torch.device("cpu"))
+    settings = Settings(*table[chosen].unbind(1))
+    x = images.permute(0, 3, 1, 2).float()
+    x = sharpened(resampled(x, settings), settings.sharpening)
+    x = recoloured(x, settings)
+    x = x + settings.noise.view(-1, 1, 1, 1) * normals[chosen].view_as(x)
+    x = compressed(x.clamp(0, 255), settings.quality)
+    expected = x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    assert torch.equal(like_photos(images, chosen), expected)

@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import report
 from analysis.evaluation import Evaluation, Mistake, calibrate
-from analysis.html import duration, percent
+from analysis.html import duration, percent, png
 from analysis.report import (
     Images,
     Run,
     _read_range_test,
+    _strip,
     command_without_folders,
     hide_images,
     lr_schedule,
@@ -482,3 +484,21 @@ def test_in_a_browser(page: Page, tmp_path: Path, chromium: str) -> None:
     assert 1260 <= desk.pop("width") <= 1280
     assert phone == desk == good
     assert "CONSOLE" not in done.stderr
+
+
+def test_other_pixels_than_the_run_had(quick_train: Train, image_folder: Path) -> None:
+    quick_train(max_epochs=1)
+    shutil.copytree(image_folder, "images")
+    for path in Path("images/train/red").iterdir():
+        Image.new("RGB", (32, 32), "red").save(path)
+    with pytest.raises(
+        InputError, match=r"--data_dir .*images: the mean of the images are not"
+    ):
+        open_run(read_run(RUN, "images"))
+
+
+def test_a_sample_is_shown_as_it_is_and_then_as_the_training_sees_it() -> None:
+    plain = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    seen = plain + 9
+    [pair] = _strip(Samples(plain, seen, torch.tensor([0])))
+    assert pair == (png(plain[0].numpy()), png(seen[0].numpy()))

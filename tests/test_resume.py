@@ -340,3 +340,15 @@ def test_no_run_goes_on_from_weights_alone(quick_train: Train) -> None:
     with pytest.raises(InputError, match="weights alone, without what a checkpoint"):
         quick_train(ckpt_path=path)
     assert not Path("runs").exists()
+
+
+def test_a_checkpoint_of_before_a_flag_was_there_goes_on(
+    quick_train: Callable[..., Any],
+) -> None:
+    before = quick_train(max_epochs=1)
+    saved = torch.load(LAST, weights_only=True)
+    del saved["config"]["logit_scale"], saved["config"]["photo_like"]
+    AtomicCheckpointIO().save_checkpoint(saved, LAST)
+    assert (
+        quick_train(max_epochs=1, ckpt_path="last")["test/loss"] == before["test/loss"]
+    )

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from common.errors import InputError
-from run_files import LAST
+from run_files import BEST, LAST
 from training.checkpoint import checkpoint_callbacks
 from training.run_folder import RunFolder, newest_run
 
@@ -213,3 +214,46 @@ def test_a_run_does_not_look_into_the_folders_of_others(
     RunFolder("runs", None, 0)
     assert not [path for path in looked if "other" in path]
     assert RunFolder("runs", None, 0, resume=True).path == Path("runs/other")
+
+
+def test_a_new_run_shows_nothing_of_the_one_that_it_replaces(
+    quick_train: Train,
+) -> None:
+    quick_train(max_epochs=1, report=True)
+    shown = {
+        path
+        for path in Path("runs/run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    assert {"metrics.json", "report.html", "best.ckpt"} <= {path.name for path in shown}
+    with RunFolder("runs", "run", 0) as run:
+        run.create()
+        run.begin()
+    left = {
+        path.relative_to("runs/run").as_posix()
+        for path in Path("runs/run").rglob("*")
+        if path.is_file()
+    }
+    assert left <= {".lock"}
+
+
+def test_a_drive_without_locks_is_said_and_used(
+    quick_train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    quick_train(max_epochs=1)
+    assert "cannot be locked; start no second run in it" in caplog.text
+
+
+def test_a_run_without_held_out_images_leaves_no_best_checkpoint_of_another(
+    quick_train: Train,
+) -> None:
+    quick_train(max_epochs=1)
+    assert BEST.exists()
+    quick_train(max_epochs=1, val_size=0, overwrite=True)
+    assert not BEST.exists()

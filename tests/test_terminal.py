@@ -84,3 +84,10 @@ def test_a_run_that_goes_on_says_from_where(
     assert "max LR   0.01, that of the checkpoint\n" in again
     assert again.splitlines()[-1] == f"run folder       {Path('runs/run')}"
     assert "tensorboard" not in again
+
+
+def test_the_plan_is_that_of_the_limits(
+    quick_train: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick_train(limit_train_batches=2, max_epochs=1)
+    assert "plan     1 epoch of 2 steps, batches of 32\n" in capsys.readouterr().out

@@ -26,9 +26,13 @@ from custom_resnet import whitening_filters
 from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
 from lightning_module import LitCustomResNet
+from machine import memory
 from run_files import LAST, STEP, assert_same, rows, weights
 from train import build_module, load_images, train
+from training.checks import check_images
 from training.history import History
+from training.lr_finder import range_test
+from training.tensorboard import place
 from training.terminal import warn_of_guessing
 
 Train = Callable[..., dict[str, Any]]
@@ -200,7 +204,8 @@ def test_a_run_is_neither_mixed_nor_lost(quick_train: Train) -> None:
     assert (LAST.parent / "mine.txt").exists()
     assert json.loads(Path("runs/run/metrics.json").read_text())["seed"] == 1
     assert len(rows()) == 1
-    shutil.rmtree(LAST.parent)  # a folder without a checkpoint is used
+    Path("runs/run/metrics.json").unlink()
+    shutil.rmtree(LAST.parent)  # a folder without checkpoint and results is used
     quick_train(max_epochs=1)
 
 
@@ -504,3 +509,71 @@ def test_gpu(quick_train: Train) -> None:
     metrics = quick_train(accelerator="gpu", precision="auto", lr="auto", lr_steps=40)
     assert metrics["device"] == torch.cuda.get_device_name()
     assert metrics["precision"] in ("bf16-mixed", "16-mixed")
+
+
+def test_weights_are_averaged_with_the_share_that_is_asked(quick_train: Train) -> None:
+    quick_train(ema_decay=1e-9)
+    saved = torch.load(LAST, weights_only=True)
+    for name, value in saved["current_model_state"].items():
+        torch.testing.assert_close(saved["state_dict"][name], value)
+
+
+def test_a_training_sets_what_makes_it_fast(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    keep = memory.keep_freed_memory
+
+    def keeping() -> None:
+        calls.append("kept")
+        keep()
+
+    monkeypatch.setattr(memory, "keep_freed_memory", keeping)
+    torch.set_float32_matmul_precision("highest")
+    quick_train(max_epochs=1)
+    assert calls == ["kept"]
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_what_auto_was_settled_to_is_kept(quick_train: Callable[..., Any]) -> None:
+    metrics = quick_train(precision="auto", data="auto", max_epochs=1)
+    config = yaml.safe_load(Path("runs/run/config.yaml").read_text())
+    assert config["precision"] == metrics["precision"] != "auto"
+    assert config["data"] == "folder"
+
+
+def test_the_range_test_is_as_asked(
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    plain = range_test
+
+    def note(module: Any, data: Any, finder: Any, steps: int, hardware: Any) -> Any:
+        asked.append((finder, steps))
+        return plain(module, data, finder, steps, hardware)
+
+    monkeypatch.setattr("train.range_test", note)
+    quick_train(lr="auto", lr_steps=41, lr_finder="torch-lr-finder", max_epochs=1)
+    assert asked == [("torch-lr-finder", 41)]
+    assert len(json.loads(Path("runs/run/lr_finder.json").read_text())["lrs"]) == 41
+
+
+def test_where_a_metric_is_drawn() -> None:
+    assert place("val/acc") == ("val", "curves/acc")
+    assert place("test/acc_tta") == ("test_tta", "curves/acc")
+    assert place("test/acc_views") == ("test_views", "curves/acc")
+
+
+def test_one_batch_is_enough_and_an_incomplete_one_counts_in_evaluation_only() -> None:
+    images = {"train": 108, "val": 33, "test": 33}
+    check_images(
+        Config(batch_size=32, limit_train_batches=0.34, limit_val_batches=0.5),
+        images,
+        1,
+    )
+    check_images(Config(batch_size=27, limit_train_batches=0.25), images, 1)
+    with pytest.raises(
+        InputError, match=r"limit_train_batches 0\.3 of 3 batches is less"
+    ):
+        check_images(Config(batch_size=32, limit_train_batches=0.3), images, 1)
