@@ -226,13 +226,11 @@ def find_checkpoint(
         if not config.fast_dev_run:
             run.check_free(path)
         return path, read_checkpoint(path)
-    newest = read_newest(run.newest_checkpoints())
-    if newest is None:
-        if not config.fast_dev_run:
-            run.check_free()
+    newest = read_newest(run.newest_checkpoints()) or (None, None)
+    if not config.fast_dev_run:
+        run.check_free(newest[0])
+    if newest[0] is None:
         log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
-        return None, None
-    run.is_own = True
     return newest
 
 

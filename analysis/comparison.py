@@ -155,7 +155,7 @@ def _values(group: Sequence[Entry], name: str) -> list[float]:
 def _settings(run: Run) -> dict[str, str]:
     values: dict[str, Any] = run.config.record()
     values |= {name: run.metrics[name] for name in CIRCUMSTANCES}
-    if (run.path / "lr_finder.json").is_file():
+    if run.test is not None:
         values["lr"] = "auto"
     return {name: flag(value) for name, value in values.items()}
 

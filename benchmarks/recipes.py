@@ -91,9 +91,8 @@ def read_recipe(file: str | None, own: dict[str, Any], *, select: bool) -> Confi
 
 def read_run(folder: Path) -> Config:
     """The flags of a finished run, with "auto" where a range test found the rate."""
-    config = report.read_run(folder).config
-    tested = (folder / "lr_finder.json").exists()
-    return replace(config, lr="auto") if tested else config
+    run = report.read_run(folder)
+    return run.config if run.test is None else replace(run.config, lr="auto")
 
 
 def columns(config: Config) -> dict[str, str]:

@@ -14,6 +14,7 @@ from analysis.comparison import differing, find_groups, read_entries, spread
 from analysis.report import Run
 from common.errors import InputError
 from config import Config
+from training.lr_finder import RangeTest
 
 ROWS = [{"epoch": 0.0, "step": 4.0, "train/loss": 1.0, "val/acc": 0.5}]
 METRICS: dict[str, Any] = {
@@ -23,6 +24,7 @@ METRICS: dict[str, Any] = {
     **{"precision": "32-true", "versions": "torch 2", "commit": "abc", "command": ""},
 }
 CONFIG = Config(lr=0.01, data="cifar10", data_dir="/home/me/images")
+TEST = RangeTest([0.01, 0.1], [2.0, 1.0], (0.05, 0.1), 0.1)
 
 
 def make_run(name: str, accuracy: float = 0.9, **flags: Any) -> Run:
@@ -67,10 +69,7 @@ def test_what_a_run_is_judged_by_is_no_seed() -> None:
     # Where the rate is given there is no range test.
     names = [["run0", "run1", "run2"], ["run3"], ["run4"]]
     assert [group.names for group in groups] == names
-    for run in runs:
-        run.path.mkdir(parents=True)
-        (run.path / "lr_finder.json").touch()
-    groups = find_groups(read_entries(runs))
+    groups = find_groups(read_entries([run._replace(test=TEST) for run in runs]))
     assert [group.names for group in groups] == [[run.path.name] for run in runs]
     assert groups[1].settings["lr_steps"] == "200"
 
@@ -100,9 +99,7 @@ def test_another_device_is_no_seed() -> None:
 
 def test_rates_that_a_test_picked_are_the_same_flag() -> None:
     runs = [make_run("a", lr=0.01), make_run("b", lr=0.02, seed=1), make_run("c")]
-    for run in runs[:2]:
-        run.path.mkdir(parents=True)
-        (run.path / "lr_finder.json").touch()
+    runs[:2] = [run._replace(test=TEST) for run in runs[:2]]
     entries = read_entries(runs)
     assert [entry.settings["lr"] for entry in entries] == ["auto", "auto", "0.01"]
     assert [group.names for group in find_groups(entries)] == [["a", "b"], ["c"]]

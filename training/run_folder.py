@@ -144,7 +144,7 @@ class RunFolder:
         return [path for path in paths if path.exists()]
 
     def check_free(self, checkpoint: Path | None = None) -> None:
-        """Refuse to mix a new run with an old one.
+        """Refuse to mix a new run with an old one; `is_own` if it is the same run.
 
         Args:
             checkpoint: What the run goes on from; it may be one of the folder's own.
