@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -83,15 +84,21 @@ def _sync(descriptor: int) -> None:
             raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Take away what killed processes were writing; nobody else may be writing there.
+def remove_leftovers(folder: Path, age: float = 0.0) -> None:
+    """Take away what killed processes were writing with `replacing`.
+
+    Args:
+        folder: Where they were.
+        age: Seconds for which a file has stood still; 0 where nobody else may be
+            writing.
 
     Raises:
         OSError: A file cannot be removed.
     """
-    for path in folder.glob(f".*{SUFFIX}"):
-        if path.is_file() or path.is_symlink():
-            path.unlink(missing_ok=True)
+    for path in folder.glob(f".{'[0-9a-f]' * 16}{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # its process has ended well
+            if path.lstat().st_mtime <= time.time() - age and not path.is_dir():
+                path.unlink()
 
 
 def sealed(archive: memoryview) -> list[memoryview | bytes]:

@@ -130,10 +130,13 @@ def _chunks(url: str) -> Generator[bytes, None, None]:
     request = Request(url, headers={"User-Agent": "cifar10-lightning"})
     try:
         with urlopen(request, timeout=SILENCE) as response:
+            if not isinstance(response, HTTPResponse):
+                raise _MirrorError(f"sends on to {response.url}, which is not HTTP")
             yield from _body(response, urlsplit(url).hostname)
     except HTTPError as error:
         error.close()
-        raise _MirrorError(f"HTTP {error.code} {error.reason}") from None
+        reason = " ".join(f"HTTP {error.code} {error.reason}".split())
+        raise _MirrorError(reason) from None
     except (OSError, HTTPException, ValueError) as error:
         raise _MirrorError(_reason(error)) from None
 

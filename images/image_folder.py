@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.files import replacing
+from common.files import remove_leftovers, replacing
 from common.text import one_line
 from config import IMAGE_SIZE
 from images.class_folders import FORMATS, Listing, fingerprint
@@ -25,8 +25,19 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]  # by name
 CACHE_NAME = ".decoded.npz"
+LEFT_OVER = 3600.0  # seconds after which nobody is still writing a cache
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
-CACHE_VERSION = "5"  # raise it when `to_pixels` changes
+CACHE_VERSION = "6"  # raise it when `to_pixels` changes
+Turn = Image.Transpose
+TURNS = {  # of EXIF's orientation
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_270,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_90,
+}
 
 
 def load_images(listing: Listing) -> tuple[Tensor, Tensor]:
@@ -157,7 +168,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white")
-    image = ImageOps.exif_transpose(image)
+    _scale_transparency(image)
+    # `ImageOps.exif_transpose` would also write the EXIF anew, and fail at odd tags.
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         values = np.asarray(image.convert("I"))
         low, high = values.min(), values.max()
@@ -171,6 +186,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(ground, image)
     return image.convert("RGB")
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Make a PNG's transparent grey that of its pixels, which Pillow makes 8 bits."""
+    rawmode = image.tile[0].args if getattr(image, "tile", None) else None
+    scale = {"L;2": 85, "L;4": 17}.get(rawmode)
+    if scale is not None and "transparency" in image.info:
+        image.info["transparency"] *= scale
 
 
 def _decode(listing: Listing) -> Arrays:
@@ -230,13 +253,17 @@ def _read_cache(path: Path, key: str, count: int) -> Arrays | None:
 
 def _write_cache(paths: list[Path], arrays: Arrays) -> None:
     """Write to the first path that can be written, whole or not at all."""
+    failures = []
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, age=LEFT_OVER)
             with replacing(path) as file:
                 np.savez(file, allow_pickle=False, **arrays)
             return
         except OSError as error:
-            log.warning(
+            failures.append(
                 f"{one_line(path)}: decoded images not cached ({one_line(error)})"
             )
+    for failure in failures:
+        log.warning(failure)

@@ -11,9 +11,12 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPMessage
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import Request, urlopen
+from urllib.response import addinfourl
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from torchvision.datasets import CIFAR10
 from archive_server import Server
 from common.errors import InputError
 from datamodule import CIFAR10DataModule
-from images import download, sources
+from images import download
 from images.sources import fetch, load
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
@@ -161,6 +164,27 @@ def test_a_bad_mirror_is_named_and_left_for_the_next(
     assert server.asked == [kind, kind, "whole"]
 
 
+def test_a_mirror_that_sends_on_to_ftp_is_left_for_the_next(
+    tmp_path: Path,
+    server: Server,
+    use_mirrors: UseMirrors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which urllib follows, to an answer of another kind."""
+
+    def answer(request: Request, timeout: float) -> Any:
+        if request.full_url == server.url("redirect"):
+            return addinfourl(io.BytesIO(), HTTPMessage(), "ftp://host/x")
+        return urlopen(request, timeout=timeout)
+
+    monkeypatch.setattr(download, "urlopen", answer)
+    use_mirrors("redirect")
+    assert "sends on to ftp://host/x, which is not HTTP" in refusal(tmp_path)
+    use_mirrors("redirect", "whole")
+    fetch("cifar10", tmp_path)
+    assert server.asked == ["whole"]
+
+
 def test_no_network_names_every_address_and_all_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +282,6 @@ def test_a_full_disk_ends_the_download(
     use_mirrors("whole", "silent")
     monkeypatch.setattr(secrets, "token_hex", lambda _: "full")
     (tmp_path / ".full.tmp").symlink_to("/dev/full")
-    monkeypatch.setattr(sources, "remove_leftovers", lambda _: None)
     text = refusal(tmp_path)
     assert "/whole: cannot be saved, No space left on device)" in text
     assert server.asked == ["whole"]

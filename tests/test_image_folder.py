@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.errors import InputError
 from images import image_folder as folders
-from images.image_folder import to_pixels, to_views
+from images.image_folder import read_photo, to_pixels, to_rgb, to_views
 from images.sources import load
 
 Damage = Callable[[Path], object]
@@ -61,7 +61,9 @@ def test_image_folder_is_decoded_once(
 
 
 def test_cache_goes_elsewhere_where_the_folder_cannot_be_written(
-    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (
         small_folder / "train" / folders.CACHE_NAME
@@ -71,6 +73,26 @@ def test_cache_goes_elsewhere_where_the_folder_cannot_be_written(
         patch.setattr(folders, "to_pixels", None)
         assert torch.equal(load("folder", small_folder).train[0], first.train[0])
     assert len(list(Path.home().glob(".cache/cifar10-lightning/*.npz"))) == 1
+    assert "not cached" not in caplog.text
+    shutil.rmtree(Path.home() / ".cache")
+    (Path.home() / ".cache").touch()
+    load("folder", small_folder)
+    assert caplog.text.count("train/.decoded.npz: decoded images not cached (") == 1
+    assert caplog.text.count(".npz: decoded images not cached (") == 2
+
+
+def test_what_a_killed_process_left_of_a_cache_is_taken_away(
+    small_folder: Path,
+) -> None:
+    train = small_folder / "train"
+    left, fresh = (train / f".{digit * 16}.tmp" for digit in "0f")
+    theirs = train / ".notes.tmp"
+    for path in (left, fresh, theirs):
+        path.touch()
+    for path in (left, theirs):
+        os.utime(path, (0, 0))
+    load("folder", small_folder)
+    assert [path.exists() for path in (left, fresh, theirs)] == [False, True, True]
 
 
 def test_other_sizes_and_modes_are_converted_and_counted(
@@ -133,6 +155,26 @@ def test_a_colour_that_stands_for_transparent_is_black(
     assert (pixels == 0).all()
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparent_grey_of_few_bits_is_black(bits: int, tmp_path: Path) -> None:
+    row = bytes(1 + 2 * bits) + 2 * bits * b"\xff"  # black beside white
+    chunks = {
+        b"IHDR": struct.pack(">2I5B", 32, 32, bits, 0, 0, 0, 0),
+        b"tRNS": struct.pack(">H", 2**bits - 1),
+        b"IDAT": zlib.compress(32 * row),
+        b"IEND": b"",
+    }
+    for white in (0, 255):
+        content = b"\x89PNG\r\n\x1a\n"
+        for name, data in chunks.items():
+            content += struct.pack(">I", len(data)) + name + data
+            content += struct.pack(">I", zlib.crc32(name + data))
+        (tmp_path / "grey.png").write_bytes(content)
+        with Image.open(tmp_path / "grey.png") as image:
+            assert to_pixels(image)[0, 15:17, 0].tolist() == [0, white]
+        chunks.pop(b"tRNS", None)
+
+
 def test_a_wide_image_is_cut_to_its_middle_and_squeezed_whole() -> None:
     image = Image.new("RGB", (96, 32), (0, 0, 200))
     image.paste((200, 0, 0), (0, 0, 32, 32))
@@ -150,6 +192,23 @@ def test_exif_orientation_is_followed() -> None:
     image.putpixel((0, 0), (255, 255, 255))
     image.getexif()[0x0112] = 6  # turned by a quarter
     assert to_pixels(image)[0, 31].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_pillow_does(orientation: int) -> None:
+    noise = np.random.default_rng(orientation).integers(256, size=(48, 32, 3))
+    image = Image.fromarray(noise.astype(np.uint8))
+    image.getexif()[0x0112] = orientation
+    turned = ImageOps.exif_transpose(image)
+    assert np.array_equal(to_rgb(image), turned)
+
+
+def test_exif_of_an_odd_type_does_no_harm(tmp_path: Path) -> None:
+    """Some cameras write the unit of the resolution as a byte."""
+    entries = struct.pack(">HHI2H HHI4B", 0x0112, 3, 1, 6, 0, 0x0128, 1, 1, 2, 0, 0, 0)
+    exif = b"Exif\0\0MM" + struct.pack(">HIH", 42, 8, 2) + entries + bytes(4)
+    Image.new("RGB", (60, 40), "lime").save(tmp_path / "odd.jpg", exif=exif)
+    assert read_photo(tmp_path / "odd.jpg", 4096).size == (40, 60)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])

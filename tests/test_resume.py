@@ -259,7 +259,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 
 def test_what_a_killed_process_was_writing_is_cleared_away(quick_train: Train) -> None:
     quick_train()
-    torn = [STEP.with_name(".0123.tmp"), Path("runs/run/.4567.tmp")]
+    torn = [STEP.with_name(f".{4 * '0123'}.tmp"), Path(f"runs/run/.{4 * 'cdef'}.tmp")]
     for path in torn:
         path.touch()
     quick_train(ckpt_path="last")
