@@ -171,7 +171,9 @@ def whitening_filters(images: Tensor, count: int) -> Tensor:
     filters = vectors[:, there].T.float()
     pairs = min(len(filters), count // 2)
     largest = filters[len(filters) - pairs :]
-    mixtures = F.normalize(torch.randn(count - 2 * pairs, len(filters)) @ filters)
+    mixtures = F.normalize(
+        torch.randn(count - 2 * pairs, len(filters), dtype=filters.dtype) @ filters
+    )
     return torch.cat([largest, -largest, mixtures]).view(count, 3, 3, 3)
 
 

@@ -3,19 +3,37 @@
 torch.hub.load(FOLDER, "custom_resnet", source="local", pretrained=True)
 """
 
+import importlib
 import json
 import pathlib
+import sys
 import typing
 
 import safetensors
 import torch
 
-import networks
-
 # Modules only above: every function and class of this file would be offered as a model.
 dependencies = ["torch", "safetensors"]
 
-_WEIGHTS = pathlib.Path(__file__).resolve().parent / "weights" / "cifar10.safetensors"
+_FOLDER = pathlib.Path(__file__).resolve().parent
+_WEIGHTS = _FOLDER / "weights" / "cifar10.safetensors"
+
+
+def _import_networks() -> typing.Any:
+    """networks.py of this folder, also where a program has a module of this name."""
+    theirs: dict[str, typing.Any] = {
+        name: sys.modules.pop(name)
+        for name in ("networks", "custom_resnet")
+        if name in sys.modules
+        and pathlib.Path(sys.modules[name].__file__ or "").resolve().parent != _FOLDER
+    }
+    try:
+        return importlib.import_module("networks")
+    finally:
+        sys.modules.update(theirs)
+
+
+networks = _import_networks()
 
 
 class _Classifier(torch.nn.Module):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-from common.errors import InputError
 from custom_resnet import CustomResNet
 
 # From the number of classes and the base width to a network that maps normalised images
@@ -23,6 +22,9 @@ def build_network(name: str, num_classes: int, base_width: int) -> nn.Module:
         AttributeError: It has no `cam_layer`, which the report would miss at the end.
     """
     if name not in NETWORKS:
+        # Not above: `torch.hub` needs networks only, and nothing that `common` sets up.
+        from common.errors import InputError
+
         raise InputError(
             f"network {name!r} is not in networks.py, which has {', '.join(NETWORKS)}; "
             "add it there"

@@ -225,7 +225,10 @@ def find_checkpoint(
         path = Path(config.ckpt_path)
         if not config.fast_dev_run:
             run.check_free(path)
-        return path, read_checkpoint(path)
+        saved = read_checkpoint(path)
+        if not run.is_own:  # to the loggers, too, it is another run
+            saved.pop("loggers", None)
+        return path, saved
     newest = read_newest(run.newest_checkpoints()) or (None, None)
     if not config.fast_dev_run:
         run.check_free(newest[0])

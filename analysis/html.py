@@ -74,7 +74,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     }
     page = environment.get_template(template).render(**values)
     with replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))  # paths may be of any bytes
     return path
 
 

@@ -118,10 +118,9 @@ def _write_end(
 ) -> None:
     run.write_metrics(metrics)
     _write(run, "curves.png", curves_figure(rows))
-    final = [name for name in RANKED if metrics.get(name) is not None]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
-            logger.log_results(hyperparameters(config), final)
+            logger.log_results(hyperparameters(config), RANKED)
 
 
 def _write_report(

@@ -179,7 +179,7 @@ def fail(program: str, message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for bad input."""
     show_traceback()
     kill_other_processes()
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -188,7 +188,9 @@ def end_together(program: str, message: str, code: int) -> NoReturn:
     if getattr(rank_zero_only, "rank", 0) != 0:
         sys.exit(0)  # or Lightning's launcher would kill the first one for it
     show_traceback()
-    print(f"\n{program}: {message}", file=sys.stderr)  # a bar may be on this line
+    print(
+        f"\n{program}: {one_line(message)}", file=sys.stderr
+    )  # a bar may be on this line
     sys.exit(code)
 
 

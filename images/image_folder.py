@@ -8,6 +8,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ LEFT_OVER = 3600.0  # seconds after which nobody is still writing a cache
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 CACHE_VERSION = "6"  # raise it when `to_pixels` changes
 Turn = Image.Transpose
-TURNS = {  # of EXIF's orientation
+TURNS: dict[Any, Image.Transpose] = {  # of EXIF's orientation
     2: Turn.FLIP_LEFT_RIGHT,
     3: Turn.ROTATE_180,
     4: Turn.FLIP_TOP_BOTTOM,
@@ -190,10 +191,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_transparency(image: Image.Image) -> None:
     """Make a PNG's transparent grey that of its pixels, which Pillow makes 8 bits."""
-    rawmode = image.tile[0].args if getattr(image, "tile", None) else None
-    scale = {"L;2": 85, "L;4": 17}.get(rawmode)
-    if scale is not None and "transparency" in image.info:
-        image.info["transparency"] *= scale
+    tiles: Any = getattr(image, "tile", None)  # gone once the pixels are read
+    if tiles and "transparency" in image.info:
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
 
 
 def _decode(listing: Listing) -> Arrays:

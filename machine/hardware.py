@@ -17,6 +17,7 @@ from pytorch_lightning.strategies.launchers import (
     _MultiProcessingLauncher,
     _SubprocessScriptLauncher,
 )
+from pytorch_lightning.utilities import rank_zero_only
 
 from common.errors import InputError
 from config import Precision
@@ -60,8 +61,10 @@ def choose_hardware(
     With "auto", a GPU that cannot be used is named, and the CPU taken.
 
     Raises:
-        InputError: This machine has not got what is asked for.
+        InputError: This machine has not got what is asked for, or the environment has
+            flags for Lightning.
     """
+    _check_environment()
     arguments: dict[str, Any] = {
         "accelerator": accelerator,
         "devices": devices,
@@ -71,6 +74,9 @@ def choose_hardware(
     asked = f"--accelerator {accelerator} --devices {devices} --strategy {strategy}"
     trainer = _first_trainer(arguments, asked)
     _check_launcher(trainer, asked)
+    if trainer.world_size == 1:  # whatever another program's RANK says
+        ranked: Any = rank_zero_only
+        ranked.rank = 0
     device = trainer.strategy.root_device
     is_nvidia = device.type == "cuda" or (
         accelerator == "auto" and shutil.which("nvidia-smi") is not None
@@ -83,6 +89,19 @@ def choose_hardware(
             return choose_hardware("cpu", devices, num_nodes, strategy, precision)
     arguments["precision"] = resolve_precision(precision, device)
     return Hardware(arguments, device, trainer.world_size)
+
+
+def _check_environment() -> None:
+    """Refuse the arguments that Lightning would take from the environment.
+
+    They would change a training, and no record would say so.
+    """
+    given = sorted(name for name in os.environ if name.startswith("PL_TRAINER_"))
+    if given:
+        raise InputError(
+            f"{given[0]} in the environment would change what Lightning does; unset "
+            "it, and give a flag of this program"
+        )
 
 
 def _first_trainer(arguments: dict[str, Any], asked: str) -> pl.Trainer:
@@ -105,10 +124,10 @@ def _first_trainer(arguments: dict[str, Any], asked: str) -> pl.Trainer:
             raise InputError(f"{asked}: {problem}, or give --accelerator cpu") from None
         if "not compatible with an interactive" in reason:
             raise InputError(f"{asked}: {NEEDS_SCRIPT}") from None
-        raise InputError(
-            f"{asked}: not possible here ({reason}); --accelerator cpu --devices 1 "
-            "always is"
-        ) from None
+        way = "--accelerator cpu --devices 1 always is"
+        if "--ntasks" in reason:  # of an allocation of Slurm's, without srun
+            way = "start it by srun, or with env -u SLURM_NTASKS"
+        raise InputError(f"{asked}: not possible here ({reason}); {way}") from None
 
 
 def cuda_problem(index: int | None = None) -> str | None:

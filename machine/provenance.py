@@ -1,5 +1,6 @@
 """What a result depends on beside its settings: machine, versions, commit, clock."""
 
+import os
 import platform
 import re
 import shlex
@@ -84,10 +85,8 @@ def _git(*arguments: str) -> str:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+    return os.fsdecode(done.stdout).strip()  # a path may be of any bytes
 
 
 def now(device: torch.device | str) -> float:

@@ -578,6 +578,23 @@ def test_tasks_of_slurm_do_not_train_each_on_its_own(
     assert choose_hardware("cpu", precision="32-true").world_size == 1
 
 
+def test_an_allocation_of_slurm_without_srun_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    with pytest.raises(InputError, match="; start it by srun, or with env -u SLURM_N"):
+        choose_hardware("cpu", precision="32-true")
+
+
+def test_arguments_of_lightning_in_the_environment_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TEST_BATCHES", "1")
+    with pytest.raises(InputError, match=r"^PL_TRAINER_LIMIT_TEST_BATCHES in the env"):
+        choose_hardware("cpu", precision="32-true")
+
+
 # --- Benchmarks and pages. ---
 
 

@@ -91,6 +91,15 @@ def test_grey_images_have_no_filter_that_sees_nothing() -> None:
     assert torch.equal(filters[9:18], -filters[:9])  # a pair a pixel of a patch
 
 
+def test_filters_are_float32_whatever_the_default_is() -> None:
+    images = correlated_images()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert whitening_filters(images, 64).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_few_filters_are_those_of_the_largest_eigenvalues(count: int) -> None:
     images = correlated_images()

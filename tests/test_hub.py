@@ -28,7 +28,8 @@ images = torch.load("images.pt", weights_only=True)
 with torch.inference_mode():
     torch.save(model(images), "logits.pt")
 print(model.classes[3])
-print({{"pytorch_lightning", "torchmetrics", "jsonargparse"}} & sys.modules.keys())
+others = {{"pytorch_lightning", "torchmetrics", "jsonargparse", "matplotlib", "common"}}
+print(others & sys.modules.keys())
 """
 
 
@@ -41,6 +42,17 @@ def test_it_loads_from_another_folder_without_lightning(tmp_path: Path) -> None:
     assert done.stdout == "cat\nset()\n"
     logits = torch.load("logits.pt", weights_only=True)
     torch.testing.assert_close(logits, load_model()(IMAGES))
+
+
+def test_a_program_keeps_its_own_module_of_networks(tmp_path: Path) -> None:
+    torch.save(IMAGES, "images.pt")
+    (tmp_path / "networks.py").write_text("mine = 3\n")
+    program = f"import networks\n{PROGRAM}\nimport networks\nprint(networks.mine)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "cat\nset()\n3\n"
 
 
 def test_images_are_bytes_or_floats_up_to_one() -> None:

@@ -1,6 +1,8 @@
 """What W&B, MLflow and CSV get to know of a run, without a network."""
 
 import csv
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -137,6 +139,11 @@ def test_wandb_goes_on_with_a_run_and_is_told_of_one_that_fails(
     assert len(ids) == 1
     assert len(folders("wandb/offline-run-*")) == 2
     assert {run.project for run, _ in logged} == {"mine"}
+    shutil.copy(LAST, "fork.ckpt")
+    fork = {"name": "fork", "ckpt_path": "fork.ckpt", "report": False}
+    quick_train(logger="wandb", **fork)
+    [folder] = Path("runs/fork").glob("wandb/offline-run-*")
+    assert folder.name.split("-")[-1] not in ids  # it is another run
     with pytest.raises(DivergedError):
         quick_train(logger="wandb", lr=1e30, name="bad", max_epochs=9)
     assert wandb.run is None
@@ -168,6 +175,23 @@ def test_mlflow_gets_scalars_pictures_and_flags_and_goes_on(
 
 
 @pytest.mark.slow
+def test_mlflow_has_a_database_in_each_folder_of_runs(
+    quick_train: Train,
+    client: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Though Lightning tells all runs of a process of the first one's."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for folder in ("runs", "others"):
+        quick_train(logger="mlflow", max_epochs=1, report=False, output_dir=folder)
+        assert Path(folder, "mlflow.db").exists()
+        assert f"{folder}/mlflow.db" in capsys.readouterr().out
+    [experiment] = client().search_experiments(filter_string="name LIKE 'custom%'")
+    assert len(client().search_runs([experiment.experiment_id])) == 1
+
+
+@pytest.mark.slow
 def test_mlflow_keeps_to_the_environment_and_says_what_it_refuses(
     quick_train: Train,
     client: Callable[[], Any],
@@ -182,6 +206,14 @@ def test_mlflow_keeps_to_the_environment_and_says_what_it_refuses(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(InputError, match=r"^--logger mlflow: .*not found.*; put that"):
         quick_train(logger="mlflow", max_epochs=1, ckpt_path="last")
+
+
+def test_tensorboard_refuses_a_folder_that_is_not_utf_8(quick_train: Train) -> None:
+    with pytest.raises(
+        InputError, match=r"^--output_dir r\\udcfcns: TensorBoard cannot"
+    ):
+        quick_train(output_dir=os.fsdecode(b"r\xfcns"))
+    assert not [*Path().iterdir()]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -97,6 +97,9 @@ def test_commit_of_a_checkout_and_of_an_exported_tree(
 ) -> None:
     if shutil.which("git") is None:
         pytest.skip("needs git")
+    if sys.platform == "linux":  # elsewhere all names of folders are characters
+        tmp_path /= os.fsdecode(b"\xfc")
+        tmp_path.mkdir()
     monkeypatch.setattr(provenance, "PROJECT", tmp_path.resolve())
     assert provenance.commit() == "unknown"
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]

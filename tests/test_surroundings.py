@@ -46,6 +46,8 @@ def picky(descriptor, fsync=os.fsync):
 
 pwd.getpwuid, os.fsync = nameless, picky
 """
+# No characters, where a system lets a name be bytes.
+IMAGES = os.fsdecode(b"im\xe4ges") if sys.platform == "linux" else "images"
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # what getpass looks at
 FLAGS = ["--accelerator", "cpu", "--devices", "1", "--base_width", "4"]
 FLAGS += ["--precision", "32-true", "--batch_size", "32", "--max_epochs", "1"]
@@ -58,7 +60,7 @@ def home(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "test"):
         for name, source in (("grün", "green"), ("blå", "blue")):
             shutil.copytree(
-                image_folder / split / source, folder / "images" / split / name
+                image_folder / split / source, folder / IMAGES / split / name
             )
     (folder / "matplotlibrc").write_text("text.usetex: True\nsavefig.format: nosuch\n")
     (folder / "sitecustomize.py").write_text(HOSTILE)
@@ -69,6 +71,7 @@ def surroundings(home: Path, **variables: str) -> dict[str, str]:
     """The environment of a user without a name, with settings of their own."""
     kept = {name: value for name, value in os.environ.items() if name not in NAMES}
     kept |= {"HOME": str(home), "PYTHONPATH": str(home), "MPLBACKEND": "nosuch"}
+    kept |= {"RANK": "1", "LOCAL_RANK": "1"}  # of another program's processes
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"} | variables
 
 
@@ -77,7 +80,7 @@ def checkpoint(home: Path) -> Path:
     """That of a training in hostile surroundings whose output nobody reads."""
     read, write = os.pipe()
     os.close(read)
-    flags = ["--data_dir", str(home / "images"), "--output_dir", str(home / "runs")]
+    flags = ["--data_dir", str(home / IMAGES), "--output_dir", str(home / "runs")]
     flags += [*FLAGS, "--name", "run", "--lr_steps", "40"]
     with os.fdopen(write) as closed:
         done = subprocess.run(
@@ -95,7 +98,10 @@ def checkpoint(home: Path) -> Path:
 
 @POSIX
 def test_a_training_in_hostile_surroundings_comes_to_its_end(checkpoint: Path) -> None:
-    """No reader, no user name, no sync of folders, LaTeX asked for, a wrong backend."""
+    """No reader, no user name, no sync of folders, LaTeX asked for, a wrong backend.
+
+    Also images in a folder whose name is not UTF-8, and a left-over rank.
+    """
     run = checkpoint.parent.parent
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 1
     for name in ("curves.png", "lr_finder.png"):
@@ -107,7 +113,7 @@ def test_a_training_in_hostile_surroundings_comes_to_its_end(checkpoint: Path) -
 @POSIX
 def test_what_the_terminal_cannot_show_is_escaped(checkpoint: Path, home: Path) -> None:
     """With `~` in paths, and a configuration in UTF-8 where the locale is ASCII."""
-    shutil.copy(home / "images/test/grün/0.png", home / "photo.png")
+    shutil.copy(home / IMAGES / "test/grün/0.png", home / "photo.png")
     content = "# für alle\nckpt_path: ~/runs/run/checkpoints/last.ckpt\ntop: 2\n"
     (home / "mine.yaml").write_text(content, encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

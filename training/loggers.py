@@ -49,8 +49,21 @@ def check_loggers(config: Config) -> None:
                     f"--logger {name} needs {package}; pip install -r "
                     "requirements-extras.txt"
                 )
+    if "tensorboard" in config.loggers() and not _is_text(config.output_dir):
+        raise InputError(
+            f"--output_dir {one_line(config.output_dir)}: TensorBoard cannot write in "
+            "a folder whose name is not UTF-8; give another, or --logger none"
+        )
     if "wandb" in config.loggers() and not config.fast_dev_run:
         _log_in()
+
+
+def _is_text(path: str | Path) -> bool:
+    """Whether all of a path is characters."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 @rank_zero_only
@@ -144,6 +157,7 @@ BUILDERS: dict[str, Callable[[RunFolder, str | None], Logger]] = {
 
 def _opened(name: str, run: RunFolder, version: str | None) -> Logger:
     """A logger that has begun its run, or goes on with it."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         logger = BUILDERS[name](run, version)
         _ = logger.experiment  # type: ignore[attr-defined]
@@ -152,6 +166,9 @@ def _opened(name: str, run: RunFolder, version: str | None) -> Logger:
         raise InputError(
             f"--logger {name}: {one_line(error)}; put that right, or leave it out"
         ) from None
+    finally:
+        if given is None:  # Lightning sets it, for all runs to come
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:

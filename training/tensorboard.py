@@ -1,8 +1,9 @@
 """TensorBoard's logger, and what it shows of a training beside its metrics."""
 
 import functools
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard._pytorch_graph import graph
 from torch.utils.tensorboard.summary import hparams
 
+from common.text import one_line
 from config import IMAGE_SIZE
 from networks import build_network
 from training.history import History
 from training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class TensorBoard(TensorBoardLogger):
@@ -54,8 +58,14 @@ class TensorBoard(TensorBoardLogger):
                 self.writers[part].add_scalar(tag, value, step)
 
     @rank_zero_only
-    def log_results(self, params: dict[str, Any], metrics: list[str]) -> None:
-        """List the run among others, with the last value of metrics that are logged."""
+    def log_results(self, params: dict[str, Any], metrics: Sequence[str]) -> None:
+        """List the run among others, with the last value of metrics that are logged.
+
+        Args:
+            params: The hyper-parameters.
+            metrics: The same ones for every run, logged or not: TensorBoard has the
+                columns of one run for all, and takes any.
+        """
         experiment, start, end = hparams(params, dict.fromkeys(metrics, 0.0))
         plugin = experiment.value[0].metadata.plugin_data
         data = HParamsPluginData.FromString(plugin.content)
@@ -103,7 +113,10 @@ class TensorBoardDetails(Callback):
         known = pl_module.hparams
         if trainer.is_global_zero:
             built = (known["net"], len(known["classes"]), known["base_width"])
-            self.writer.file_writer.add_graph(_traced(*built))
+            try:
+                self.writer.file_writer.add_graph(_traced(*built))
+            except RuntimeError as error:  # such as of a folder that is not UTF-8
+                log.warning(f"TensorBoard shows no graph: {one_line(error)}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write the LRs of the epoch at once: writing at each step costs time."""
