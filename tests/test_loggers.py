@@ -1,8 +1,10 @@
 """What W&B, MLflow and CSV get to know of a run, without a network."""
 
+import contextlib
 import csv
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -189,6 +191,27 @@ def test_mlflow_has_a_database_in_each_folder_of_runs(
         assert f"{folder}/mlflow.db" in capsys.readouterr().out
     [experiment] = client().search_experiments(filter_string="name LIKE 'custom%'")
     assert len(client().search_runs([experiment.experiment_id])) == 1
+
+
+@pytest.mark.slow
+def test_a_store_that_fails_within_a_run_costs_no_epoch(
+    quick_train: Train,
+    client: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def drop_table(_: Any, trainer: Any, *__: Any) -> None:
+        if trainer.current_epoch == 1:
+            with contextlib.closing(sqlite3.connect("runs/mlflow.db")) as store:
+                store.execute("DROP TABLE metrics")
+
+    quick_train(logger="none", name="without", max_epochs=3, report=False)
+    monkeypatch.setattr(loggers.LoggerDetails, "on_train_epoch_start", drop_table)
+    quick_train(logger="mlflow", max_epochs=3, report=True)
+    assert rows() == rows("without")
+    assert len(rows()) == 3
+    assert caplog.text.count("--logger mlflow: ") == 1
+    assert "no such table: metrics" in caplog.text
 
 
 @pytest.mark.slow

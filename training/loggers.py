@@ -1,7 +1,8 @@
 """The loggers of a run: TensorBoard, Weights & Biases, MLflow, CSV."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,49 @@ from training.resume import Checkpoint
 from training.run_folder import RunFolder
 from training.tensorboard import TensorBoard
 
+log = logging.getLogger(__name__)
+
 PROJECT = "custom-resnet-cifar10"  # a project of W&B's, an experiment of MLflow's
 PACKAGES = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),  # a database, without a server
 }
 GRID_IMAGES = 64  # augmented training images
+
+
+class MLflow(MLFlowLogger):
+    """MLflow's logger; a store that fails costs a line in the log, and no training."""
+
+    _is_lost = False
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Log the flags."""
+        self._try(super().log_hyperparams, params)
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int | None = None
+    ) -> None:
+        """Log figures of a step."""
+        self._try(super().log_metrics, metrics, step)
+
+    def log_picture(self, name: str, image: NDArray[np.uint8]) -> None:
+        """Log a picture, uint8 (H, W, 3)."""
+        self._try(self.experiment.log_image, self.run_id, image, f"{name}.png")
+
+    def finalize(self, status: str = "success") -> None:
+        """Say that the run has ended."""
+        self._try(super().finalize, status)
+
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> None:
+        if self._is_lost:
+            return
+        try:
+            call(*arguments)
+        except Exception as error:  # of MLflow, a database, the network
+            self._is_lost = True
+            log.warning(
+                f"--logger mlflow: {one_line(error)}; it gets no more of this run"
+            )
 
 
 def check_loggers(config: Config) -> None:
@@ -129,7 +167,7 @@ def _mlflow(run: RunFolder, version: str | None) -> Logger:
     uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
         uri, artifacts = mlflow_store(runs), (runs / "mlartifacts").as_uri()
-    return MLFlowLogger(
+    return MLflow(
         os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
         run_name=run.path.name,
         tracking_uri=uri,
@@ -167,7 +205,7 @@ def _opened(name: str, run: RunFolder, version: str | None) -> Logger:
             f"--logger {name}: {one_line(error)}; put that right, or leave it out"
         ) from None
     finally:
-        if given is None:  # Lightning sets it, for all runs to come
+        if not given:  # Lightning sets it, for all runs to come
             os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
@@ -194,8 +232,8 @@ def log_picture(
             logger.experiment.add_image(name, image, step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             logger.log_image(name, [image], step)
-        elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_image(logger.run_id, image, f"{name}.png")
+        elif isinstance(logger, MLflow):
+            logger.log_picture(name, image)
 
 
 @rank_zero_only
@@ -232,7 +270,7 @@ class LoggerDetails(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
     ) -> None:
         """Keep the names under which W&B and MLflow know the run."""
-        kinds = {WandbLogger: "wandb", MLFlowLogger: "mlflow"}
+        kinds = {WandbLogger: "wandb", MLflow: "mlflow"}
         checkpoint["loggers"] = {
             kinds[type(logger)]: logger.version
             for logger in trainer.loggers
