@@ -67,7 +67,9 @@ def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -
     """
     entries = read_entries(runs, public=public)
     shown = without_folders if public else str
-    there = [name for name in ACCURACIES if any(run.metrics.get(name) for run in runs)]
+    known = {
+        name for run in runs for name, value in run.metrics.items() if value is not None
+    }
     drawings = {
         name: svg(draw, f"compare {name}") for name, draw in _drawings(entries).items()
     }
@@ -77,7 +79,7 @@ def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -
         entries=entries,
         differing=differing([entry.settings for entry in entries]),
         groups=find_groups(entries),
-        accuracies={name: ACCURACIES[name] for name in there},
+        accuracies={name: ACCURACIES[name] for name in ACCURACIES if name in known},
         drawings=drawings,
         colours=COLOURS,
         shown=shown,

@@ -26,7 +26,8 @@ SMALL = (4.8, 3.2)  # inches: legible on a phone
 ENLARGED = 8  # times, in the pictures of where the network looks
 LONGEST_NAME = 24  # letters of a class name in a figure
 # From transparent to blue, so that it goes with a light and with a dark page.
-SHADES = LinearSegmentedColormap.from_list("shades", ["#08519c00", "#08519c"])
+SHADES = LinearSegmentedColormap.from_list("shades", ["#2f81c700", "#2f81c7"])
+DASHES = ("-", "--", ":", "-.")  # of the first ten runs, the next ten, and so on
 
 
 # Fonts with the letters of East Asia, one of which most systems have.
@@ -81,8 +82,15 @@ def lr_finder_figure(test: RangeTest, size: tuple[float, float] = (6.4, 4)) -> F
     axes.axvspan(*test.valley, color="C0", alpha=0.1, linewidth=0, label="valley")
     axes.axvline(test.lr, color="C3", linestyle="--", label=f"max LR {test.lr:.3g}")
     # The end of the test is off the scale by design; show where the decision falls.
-    low, start = np.nanmin(smoothed), smoothed[0]
-    axes.set_ylim(low - 0.3 * (start - low), start + 1.0 * (start - low))
+    in_valley = [
+        loss
+        for lr, loss in zip(test.lrs, smoothed, strict=False)
+        if test.valley[0] <= lr <= test.valley[1]
+    ]
+    low = np.nanmin(smoothed)
+    top = max(loss for loss in (low, smoothed[0], *in_valley) if np.isfinite(loss))
+    height = top - low or 1.0
+    axes.set_ylim(low - 0.3 * height, top + height)
     axes.set(title="LR range test", xlabel="learning rate", ylabel="training loss")
     axes.legend(loc="lower left")
     return figure
@@ -150,22 +158,24 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     side = min(0.6 * len(classes) + 2, 16)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(share.numpy(), cmap=SHADES, vmin=0, vmax=100, interpolation="none")
+    image = axes.imshow(
+        share.numpy(), cmap=SHADES, vmin=0, vmax=100, interpolation="none"
+    )
     ticks, names = _ticks(classes, most=60)
     # A class may be named $like_this, which is no formula.
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
     numbered = len(classes) <= 25  # more would not be legible
+    if not numbered:
+        figure.colorbar(image, ax=axes, shrink=0.7)
     for true, row in enumerate(share.tolist() if numbered else ()):
         for predicted, value in enumerate(row):
-            colour = "white" if value > 50 else matplotlib.rcParams["text.color"]
             axes.text(
                 predicted,
                 true,
                 f"{value:.0f}",
                 ha="center",
                 va="center",
-                color=colour,
                 fontsize="small",
             )
     axes.set(
@@ -261,7 +271,8 @@ def comparison_figure(runs: dict[str, list[Row]], metric: str) -> Figure:
         done = [row for row in rows if metric in row]
         values = [scale * row[metric] for row in done]
         epochs, colour = [row["epoch"] + 1 for row in done], f"C{number}"
-        axes.plot(epochs, values, color=colour, marker="o", markersize=3)
+        dash = DASHES[number // 10 % len(DASHES)]
+        axes.plot(epochs, values, dash, color=colour, marker="o", markersize=3)
     _label_epochs(axes, metric)
     return figure
 
@@ -322,4 +333,7 @@ def _ticks(classes: Sequence[str], most: int) -> tuple[range, list[str]]:
 
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    """A name without its middle, as many begin alike, and some end alike."""
+    half = longest // 2
+    is_long = len(name) > longest
+    return f"{name[: longest - half - 1]}…{name[-half:]}" if is_long else name

@@ -23,6 +23,7 @@ from analysis.evaluation import Evaluation, Mistake
 from analysis.html import png, svg, write_page
 from analysis.loading import check_same_images, load_model
 from analysis.samples import Samples, first_samples
+from common.cli import without_flags
 from common.errors import InputError
 from config import Config
 from datamodule import CIFAR10DataModule
@@ -75,6 +76,13 @@ class Run(NamedTuple):
         names = [path.name for path in self.path.glob("events.out.tfevents.*")]
         times = [int(found[1]) for found in map(EVENTS.match, names) if found]
         return datetime.fromtimestamp(min(times), UTC) if times else None
+
+    def used(self, split: str, size: int) -> str:
+        """How many of the images of a split were used, in words."""
+        limit = getattr(self.config, f"limit_{split}_batches")
+        if not limit:
+            return "none"
+        return f"{size:,}" if str(limit) == "1.0" else f"part of {size:,}"  # 1 is one
 
     def best_epoch(self) -> Row | None:
         """The row of the first epoch with the best validation accuracy, if any."""
@@ -170,7 +178,8 @@ def write_report(
     drawings = {
         name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
-    command = run.metrics["command"]
+    words = shlex.split(run.metrics["command"])
+    command = shlex.join(without_flags(words, "--ckpt_path"))  # from the beginning on
     return write_page(
         path or run.path / "report.html",
         "report.html",
@@ -179,6 +188,7 @@ def write_report(
         best=run.best_epoch(),
         evaluation=evaluation,
         sizes=images.sizes,
+        resumed="--ckpt_path" in {word.split("=")[0] for word in words},
         samples=_strip(images.samples),
         parameters=_parameters(run, evaluation),
         drawings=drawings,

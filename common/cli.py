@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -203,15 +203,20 @@ def describe_stop(stop: StoppedError, argv: list[str]) -> str:
     return f"stopped by {stop.name}; {newest} is saved; go on with: {command}"
 
 
+def without_flags(argv: Sequence[str], *flags: str) -> list[str]:
+    """The words of a command line, without some flags and what follows them."""
+    kept, is_kept = [], True
+    for word in argv:
+        if word.startswith("--"):
+            is_kept = word.split("=")[0] not in flags
+        if is_kept:
+            kept.append(word)
+    return kept
+
+
 def resume_command(argv: list[str], name: str) -> str:
     """The command that goes on with the run of a command line."""
-    kept, is_kept = [], True
-    for argument in argv:
-        if argument.startswith("--"):
-            flag = argument.split("=")[0]
-            is_kept = flag not in ("--overwrite", "--ckpt_path", "--name")
-        if is_kept:
-            kept.append(argument)
+    kept = without_flags(argv, "--overwrite", "--ckpt_path", "--name")
     if "--config" in {argument.split("=")[0] for argument in kept}:
         kept += ["--overwrite", "false"]  # the file may say otherwise
     return as_typed(["python", *kept, "--name", name, "--ckpt_path", "last"])

@@ -23,7 +23,7 @@ from analysis.figures import (
     samples_figure,
     schedule_figure,
 )
-from training.lr_finder import RangeTest
+from training.lr_finder import RangeTest, smooth
 
 
 def axes_of(figure: Figure) -> Any:
@@ -124,11 +124,11 @@ def test_a_class_that_looks_like_a_formula_is_none() -> None:
 
 def test_accuracy_of_each_class_is_in_percent() -> None:
     counts = torch.tensor([[3, 1, 0], [0, 8, 0], [0, 0, 0]])
-    [axes] = axes_of(per_class_figure(counts, ["cat", "$dog", "x" * 30]))
+    [axes] = axes_of(per_class_figure(counts, ["cat", "$dog", "x" * 29 + "7"]))
     assert [bar.get_width() for bar in axes.patches] == [75, 100, 0]
     assert [text.get_text() for text in axes.texts] == ["75.0", "100.0", "no image"]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["cat", "$dog", "x" * 23 + "\N{HORIZONTAL ELLIPSIS}"]
+    assert names == ["cat", "$dog", f"{'x' * 11}\N{HORIZONTAL ELLIPSIS}{'x' * 11}7"]
 
 
 def test_reliability_shows_accuracy_over_confidence() -> None:
@@ -179,7 +179,8 @@ def test_confusion_of_many_classes_stays_a_picture() -> None:
     counts = torch.zeros(200, 200, dtype=torch.long)
     figure = confusion_figure(counts, classes)
     assert max(figure.get_size_inches()) <= 16
-    [axes] = axes_of(figure)
+    axes, scale = axes_of(figure)
+    assert scale.get_ylim() == (0, 100)
     for axis in (axes.xaxis, axes.yaxis):  # as many names as can be read
         assert axis.get_ticklocs().tolist() == list(range(0, 200, 4))
         shown = [label.get_text() for label in axis.get_ticklabels()]
@@ -198,7 +199,7 @@ def test_names_that_no_font_has_are_no_warning(recwarn: Any) -> None:
 def test_range_test_shows_its_pick_and_survives_divergence() -> None:
     lrs = np.geomspace(1e-6, 1, 60).tolist()
     losses = [*np.linspace(3, 1, 50), *[1e9] * 5, *[float("nan")] * 5]
-    figure = lr_finder_figure(RangeTest(lrs, losses, (0.001, 0.1), 0.01))
+    figure = lr_finder_figure(RangeTest(lrs, losses, (0.001, 0.03), 0.01))
     [axes] = axes_of(figure)
     assert axes.lines[2].get_xdata() == pytest.approx([0.01, 0.01])
     labels = [text.get_text() for text in axes.get_legend().texts]
@@ -208,3 +209,17 @@ def test_range_test_shows_its_pick_and_survives_divergence() -> None:
     low, high = axes.get_ylim()
     assert low < 1 < 3 < high < 10
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize("losses", [[0.6, 0.61, 0.62, 0.9], [0.5] * 4])
+def test_range_test_of_a_trained_network_shows_the_end_of_the_valley(
+    losses: list[float],
+) -> None:
+    """Where the loss begins at its lowest, or does not move at all."""
+    lrs = [1e-4, 1e-3, 1e-2, 1e-1]
+    figure = lr_finder_figure(RangeTest(lrs, losses, (1e-4, 1e-2), 1e-3))
+    [axes] = axes_of(figure)
+    low, high = axes.get_ylim()
+    inside = smooth(losses)[:3]
+    assert low < min(inside)
+    assert high > max(inside)
