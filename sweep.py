@@ -53,6 +53,7 @@ JUDGING = ("val_size", "limit_val_batches", "limit_test_batches", "tta")
 USELESS = ("ckpt_path", "overwrite", "fast_dev_run")
 # With another value, trials do not compare.
 FIXED = (*SHAPING, "lr", "lr_steps", "lr_finder", "data", "limit_val_batches")
+FIXED += ("precision",)
 STUDY_LOCK = ".study.lock"
 HOPELESS = 3  # trials that all failed
 
@@ -224,9 +225,10 @@ def open_study(
     file = URL.create("sqlite", database=str(folder.absolute() / "study.db"))
     with FileLock(folder / STUDY_LOCK):
         try:
+            known = [] if storage else optuna.get_all_study_names(str(file))
             study = optuna.create_study(
                 storage=storage or str(file),
-                study_name=folder.name,
+                study_name=known[0] if known else folder.name,  # if it was renamed
                 direction="maximize",
                 load_if_exists=True,
                 pruner=optuna.pruners.NopPruner() if "max_epochs" in space else pruner,
@@ -237,7 +239,7 @@ def open_study(
                 f"({one_line(str(error))}); give another"
             ) from None
         check_same_sweep(study, config, space, on_this_machine=storage is None)
-        give_up_dead(study, folder)
+        give_up_dead(study, folder, on_this_machine=storage is None)
     log.info(f"{folder}: {len(finished(study))} trials are done")
     return study
 
@@ -273,17 +275,21 @@ def check_same_sweep(
     study.set_user_attr("flags", now)
 
 
-def give_up_dead(study: "Study", folder: Path) -> None:
+def give_up_dead(study: "Study", folder: Path, *, on_this_machine: bool) -> None:
     """End the trials whose process was killed; their flags are tried again.
 
     It needs the study's lock: where a trial is new, its own lock is not held yet.
+
+    Args:
+        study: The sweep's.
+        folder: Likewise.
+        on_this_machine: Whether all trials are; a lock of another is not seen here.
     """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         path = lock_of(folder, trial.number)
-        # Where there is none, it may be that of another machine.
-        if path.exists() and not is_held(path):
+        if (path.exists() or on_this_machine) and not is_held(path):
             stop(study, trial)
             path.unlink(missing_ok=True)
 
@@ -387,6 +393,10 @@ def run_trial(
             stop(study, trial)
             raise
         except Exception as error:
+            # What a disk or a drive does is not the fault of these flags.
+            if isinstance(error, OSError) or isinstance(error.__context__, OSError):
+                stop(study, trial)
+                raise
             trial.set_user_attr("error", one_line(str(error)))
             study.tell(trial, state=TrialState.FAIL)
             known = isinstance(error, InputError | DivergedError)
@@ -441,7 +451,8 @@ def write_best(study: "Study", config: Config, folder: Path) -> None:
         yaml.safe_dump(best.record(), file, sort_keys=False)
     print(
         f"best: trial {study.best_trial.number}, val/acc {study.best_value:.4f}; "
-        f"train.py --config {folder / 'best.yaml'} trains with its flags"
+        f"{as_typed(['train.py', '--config', str(folder / 'best.yaml')])} trains with "
+        "its flags"
     )
 
 

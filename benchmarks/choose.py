@@ -79,7 +79,8 @@ def find_trials(runs: pd.DataFrame, recipe: str) -> list[Trial]:
     """All that a sweep has trained.
 
     Raises:
-        InputError: Some of them have seen the test set, or ran on another device.
+        InputError: Some of them have seen the test set, or they are of several devices
+            or sets of images.
     """
     runs = runs[runs["recipe"] == recipe]
     if runs["test/acc"].notna().any():
@@ -87,12 +88,13 @@ def find_trials(runs: pd.DataFrame, recipe: str) -> list[Trial]:
             f"runs of {recipe!r} were tested; nothing is chosen on the test set: give "
             "runs of measure.py --select"
         )
-    places = runs[["device", "precision"]].drop_duplicates().agg(", ".join, axis=1)
-    if len(places) > 1:
-        raise InputError(
-            f"runs of {recipe!r} are of several devices ({'; '.join(places)}); give a "
-            "file of one"
-        )
+    for said, named in (("devices", ["device", "precision"]), ("sets", ["images"])):
+        kinds = runs[named].drop_duplicates().agg(", ".join, axis=1)
+        if len(kinds) > 1:
+            raise InputError(
+                f"runs of {recipe!r} are of several {said} ({'; '.join(kinds)}); give "
+                "a file of one"
+            )
     return [
         (kind, same.set_index("seed")["val/acc"].dropna())
         for kind, same in by_kind(runs)

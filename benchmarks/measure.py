@@ -46,7 +46,7 @@ import pandas as pd
 from pytorch_lightning.callbacks import LambdaCallback
 
 from benchmarks import recipes
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, check_writable
 from benchmarks.runs import (
     ACCURACIES,
     add_run,
@@ -106,12 +106,13 @@ def measure(
         raise InputError("--best must be at least 1, and is for --select only")
     wanted = range(first_seed, first_seed + seeds)
     runs = Path(output or RESULTS / ("selection.csv" if select else "runs.csv"))
+    check_writable(runs)
     own = {"seed": first_seed, "data_dir": data_dir}
     planned = plan(configs, own, sweep or {}, steps=steps, select=select)
     if steps:
         check_record(read_runs(runs), planned, runs)
     kept, commit = not (sweep or steps), provenance.commit()
-    if commit.endswith("-dirty"):
+    if is_dirty := commit.endswith("-dirty"):  # which says nothing of what it is now
         log.warning("the code differs from that of the commit; commit before it counts")
     timed = timed and kept
     unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
@@ -124,7 +125,7 @@ def measure(
             first = same | {"seed": first_seed}
             if (name, config) not in ahead(planned, best, record, first):
                 continue
-        if len(on_record(record, name, config, same)):
+        if not is_dirty and len(on_record(record, name, config, same)):
             print(f"{name}: seed {seed} on record already", flush=True)
             continue
         if timed and config not in warm:
@@ -282,7 +283,7 @@ def train_once(
             config, [LambdaCallback(on_save_checkpoint=sign)]
         )
     except InputError as error:
-        if config.ckpt_path is None:
+        if config.ckpt_path is None or not str(error).endswith("start anew"):
             raise
         raise InputError(f"{error}, by removing {place}") from None
     found = [
@@ -297,7 +298,7 @@ def train_once(
 
 def is_unfinished(place: Path, commit: str) -> bool:
     """Whether a run folder holds the beginning of a measurement with the same code."""
-    if (place / "metrics.json").exists():
+    if (place / "metrics.json").exists() or commit.endswith("-dirty"):
         return False
     folder = RunFolder(place.parent, place.name, seed=0)
     with contextlib.suppress(InputError):  # all are damaged

@@ -6,8 +6,12 @@ on those that are not held out, and the network of its last epoch is tested once
 """
 
 import contextlib
+import functools
+import hashlib
+import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +24,8 @@ from common import cli
 from common.errors import InputError, StoppedError
 from config import MARKS, Config
 from datamodule import DEFAULT_VAL_SIZE
-from images.class_folders import is_image_folder
+from images.class_folders import SPLITS, is_image_folder, list_files
+from images.sources import CIFAR10_CLASSES
 from machine import provenance
 from machine.hardware import choose_hardware
 from train import FAST_DEV_LR, train_with
@@ -97,13 +102,32 @@ def read_run(folder: Path) -> Config:
 
 def columns(config: Config) -> dict[str, str]:
     """Images and flags of a recipe, as in the rows on record."""
-    folder = Path(config.data_dir)
-    images = folder.resolve().name if is_image_folder(folder) else "cifar10"
+    folder = Path(config.data_dir).resolve()
+    images = name_of(folder) if is_image_folder(folder) else "cifar10"
     images = "shapes" if config.data == "synthetic" else images
     flags = {flag: str(getattr(config, flag)) for flag in FLAGS}
     if images == "cifar10" and config.val_size == DEFAULT_VAL_SIZE:
         flags["val_size"] = "auto"  # a run knows only what that was settled to
     return {"images": images, **flags}
+
+
+@functools.cache
+def name_of(folder: Path) -> str:
+    """What to call the images of a folder: others of the same name get another one."""
+    files = [
+        (os.path.relpath(file, folder).replace(os.sep, "/"), os.path.getsize(file))
+        for split in SPLITS
+        if (folder / split).is_dir()
+        for file in list_files(folder / split)
+    ]
+    whole = [
+        f"{split}/{name}" for split in ("train", "test") for name in CIFAR10_CLASSES
+    ]
+    counts = Counter(name.rpartition("/")[0] for name, _ in files)
+    if counts == {name: 5000 if name.startswith("train") else 1000 for name in whole}:
+        return "cifar10"
+    digest = hashlib.sha256(repr(files).encode(errors="replace")).hexdigest()
+    return f"{folder.name} {digest[:6]}"
 
 
 def find_steps(name: str, first: Config, last: Config) -> list[tuple[str, Config]]:

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ def read_rows(file: Path, *columns: str, text: Collection[str] = ()) -> pd.DataF
     Raises:
         InputError: It is something else.
     """
-    header, *_ = _read_cells(file, columns)
-    if not file.exists() or not header:
+    cells = _read_cells(file, columns)
+    if not file.exists() or not cells[0]:
         return pd.DataFrame(columns=[*columns])
     kinds = dict.fromkeys(text, "str")
+    clean = io.StringIO()
+    csv.writer(clean).writerows(cells)
+    clean.seek(0)
     return pd.read_csv(
-        file,
+        clean,
         dtype=kinds,
         keep_default_na=False,  # "none" and the like are values
         na_values=[""],
@@ -59,6 +63,17 @@ def add_row(file: Path, row: dict[str, Any]) -> None:
             rows.to_csv(opened, index=False, lineterminator="\n")
 
 
+def check_writable(file: Path) -> None:
+    """See before the work whether rows can be added to a file.
+
+    Raises:
+        OSError: They cannot.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        pass
+
+
 def _read_cells(file: Path, columns: Sequence[str]) -> list[list[str]]:
     """Header and rows as text; an empty header where there is no file.
 
@@ -68,10 +83,17 @@ def _read_cells(file: Path, columns: Sequence[str]) -> list[list[str]]:
     if not file.exists():
         return [[]]
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            header, *rows = [cells for cells in csv.reader(opened) if cells] or [[]]
+        # Spreadsheets put a mark before UTF-8, and leave rows of commas only.
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            header, *rows = [cells for cells in csv.reader(opened) if any(cells)] or [
+                []
+            ]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no CSV file ({error}); give another") from None
+    if len({*header}) < len(header):
+        raise InputError(
+            f"{file} has two columns of the same name; mend it, or give another file"
+        )
     for column in columns:
         if column not in header:
             raise InputError(

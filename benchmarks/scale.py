@@ -38,6 +38,7 @@ GROWING = {  # flag of scale_run.py: name in the table
     "processes": "processes",
 }
 FIXED = ("images_per_epoch", "base_width", "on_host")
+PLACE = ("processor", "precision")
 FORMATS = {  # of the columns of the table
     "set-up, s": "{:,.2f}",
     "training, s": "{:,.2f}",
@@ -97,8 +98,10 @@ def scale_table(rows: pd.DataFrame) -> str:
         }
     ).dropna(axis="columns", how="all")
     parts = []
+    # Without its threads: two processes share them.
+    rows = rows.assign(processor=rows["device"].str.split(",").str[0])
     for flag, name in GROWING.items():
-        same = [other for other in (*GROWING, *FIXED) if other != flag]
+        same = [other for other in (*GROWING, *FIXED, *PLACE) if other != flag]
         series = (rows[same] == rows.loc[0, same]).all(axis="columns")
         groups = found[series].groupby(rows[flag])
         medians = groups.median()

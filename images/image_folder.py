@@ -173,7 +173,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # `ImageOps.exif_transpose` would also write the EXIF anew, and fail at odd tags.
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     if turn is not None:
+        kept = image.info.get("transparency")
         image = image.transpose(turn)
+        image.info = {} if kept is None else {"transparency": kept}  # turned once
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         values = np.asarray(image.convert("I"))
         low, high = values.min(), values.max()

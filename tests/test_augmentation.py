@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from images.augmentation import Augmentation, Draws, augment, draw_epoch, pad
+from images.augmentation import SHORT, Augmentation, Draws, augment, draw_epoch, pad
 
 IMAGES = torch.randint(1, 256, (40, 32, 32, 3), dtype=torch.uint8)
 FILL = torch.tensor([1, 2, 3], dtype=torch.uint8)
@@ -54,6 +54,27 @@ def test_equals_a_slow_loop(setting: Augmentation) -> None:
         draw = Draws(*(values[position] for values in draws))
         expected = slow_augment(IMAGES[int(draw.image)].numpy(), setting, draw)
         assert np.array_equal(batch[position].permute(1, 2, 0).numpy(), expected)
+
+
+def test_more_pixels_than_an_int32_can_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Augmentation(cutout=0)
+    count = SHORT // 40**2 + 1
+    padded = torch.tensor([7], dtype=torch.uint8).expand(count, 40, 40, 3)
+    draws = draw_epoch(2, setting, seed=0, epoch=0)
+    draws = draws._replace(image=torch.tensor([0, count - 1]))
+    draws = draws.to(torch.device("cpu"))  # as int32, as loaders have them
+    numbers: list[torch.Tensor] = []
+    select = torch.Tensor.index_select
+
+    def noted(images: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+        numbers.append(index)
+        return select(images, dim, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", noted)
+    augment(padded, draws, setting, FILL)
+    [found] = numbers
+    assert found.min() >= 0
+    assert found.max() >= SHORT
 
 
 def test_all_off_only_shuffles() -> None:

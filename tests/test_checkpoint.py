@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.files import replacing
+from common.files import remove_leftovers, replacing
 from run_files import LAST
 from training.checkpoint import AtomicCheckpointIO
 
@@ -53,6 +53,15 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(
         file.write(b"new")
     folder_too = ["fsync"] if os.name == "posix" else []
     assert calls == ["fsync", "replace", *folder_too]
+
+
+def test_only_what_was_being_written_is_cleared_away(tmp_path: Path) -> None:
+    for name in (f".{4 * '0123'}.tmp", "mine.tmp", ".mine", ".mine.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".folder.tmp", ".mine", ".mine.tmp", "mine.tmp"]
 
 
 def refuse(error: OSError) -> Callable[..., NoReturn]:

@@ -252,6 +252,17 @@ def test_wrong_configuration(
     assert message in error
 
 
+def test_a_null_is_a_value_of_no_flag_but_of_those_that_take_it() -> None:
+    def sample(size: int = 3, path: str | None = "a") -> None:
+        """Do nothing."""
+
+    Path("my.yaml").write_text("path: null\n")
+    assert cli.parse(sample, ["--config", "my.yaml"]) == {"size": 3, "path": None}
+    Path("my.yaml").write_text("size: null\n")
+    with pytest.raises(InputError, match="--size must be a whole number, got null"):
+        cli.parse(sample, ["--config", "my.yaml"])
+
+
 @pytest.mark.parametrize("name", ["#1", "20240101", "007", "1e3", "yes", "&a", "Übung"])
 def test_a_name_is_text_whatever_it_looks_like(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -308,6 +319,13 @@ def test_the_command_to_go_on_with_contradicts_no_file() -> None:
     typed = ["train.py", "--config", "own.yaml", "--overwrite", "--seed=3"]
     python, script, *flags = shlex.split(cli.resume_command(typed, "a"))
     assert (python, script) == ("python", "train.py")
+    config = Config(**cli.parse(Config, flags))
+    assert (config.overwrite, config.ckpt_path, config.seed) == (False, "last", 3)
+
+
+def test_the_command_to_go_on_with_does_not_begin_anew() -> None:
+    typed = ["train.py", "--overwrite", "--ckpt_path", "old.ckpt", "--seed=3"]
+    _, _, *flags = shlex.split(cli.resume_command(typed, "a"))
     config = Config(**cli.parse(Config, flags))
     assert (config.overwrite, config.ckpt_path, config.seed) == (False, "last", 3)
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ import pytest
 import yaml
 
 import report
-from analysis.comparison import differing, find_groups, read_entries, spread
+from analysis.comparison import (
+    differing,
+    find_groups,
+    read_entries,
+    spread,
+    write_comparison,
+)
 from analysis.report import Run
 from common.errors import InputError
 from config import Config
@@ -95,6 +102,40 @@ def test_another_device_is_no_seed() -> None:
         {"device": "Some CPU"},
         {"device": "Some GPU"},
     ]
+
+
+def test_another_precision_is_no_seed() -> None:
+    runs = [make_run(name, precision=name) for name in ("32-true", "bf16-mixed")]
+    groups = find_groups(read_entries(runs))
+    assert [group.settings for group in groups] == [
+        {"precision": "32-true"},
+        {"precision": "bf16-mixed"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["commit", "device", "versions"])
+def test_where_and_of_what_code_a_run_was_is_no_less_a_difference(name: str) -> None:
+    run = make_run("a")
+    other = run._replace(metrics=METRICS | {name: "another"})
+    assert differing([entry.settings for entry in read_entries([run, other])]) == [name]
+
+
+def test_every_accuracy_stands_under_its_name() -> None:
+    pytest.importorskip("jinja2")
+    run = make_run("a")
+    others = {"test/acc_tta": 0.9123, "test/acc_views": 0.9234}
+    run = run._replace(metrics=run.metrics | others)
+    page = write_comparison([run], Path("page.html"))
+    table = page.read_text(encoding="utf-8").split("</table>")[0]
+    names, shares = (
+        re.findall(f'<{kind} class="number">(.*?)</{kind}>', table)
+        for kind in ("th", "td")
+    )
+    said = {name: share.split()[0] for name, share in zip(names, shares, strict=True)}
+    assert said == {
+        **{"test": "90.00", "test, flip TTA": "91.23", "test, six views": "92.34"},
+        "validation": "88.00",
+    }
 
 
 def test_rates_that_a_test_picked_are_the_same_flag() -> None:

@@ -45,6 +45,7 @@ def test_values_are_plain_and_paths_at_home(monkeypatch: pytest.MonkeyPatch) -> 
         ({"data": "cifar"}, "--data must be auto, cifar10, folder or synthetic, got"),
         ({"whiten": "no"}, "--whiten must be true, false or auto, got 'no'"),
         ({"batch_size": 25.5}, "--batch_size must be a whole number, at least 1, got"),
+        ({"batch_size": True}, "--batch_size must be a whole number, .* got True"),
         ({"batch_size": "128"}, "--batch_size must be a whole number, .* got '128'"),
         ({"lr": "0.01"}, "--lr must be a finite number above 0, or auto, got '0.01'"),
         ({"data_dir": 3}, "--data_dir must be a path, got 3"),

@@ -1,10 +1,12 @@
 """Evaluation: the numbers of train.py's own test, from the checkpoint alone."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from analysis import loading
 from analysis.inference import predict_logits
 from analysis.loading import load_model
 from datamodule import CIFAR10DataModule
+from images.loader import EvalLoader
+from machine import memory
 from run_files import LAST
 from train import train
 
@@ -115,6 +119,36 @@ def test_the_table_shows_every_class(
         f"with flip TTA  {flipped:.2f} %",
         f"loss           {found['test/loss']:.4f}",
     ]
+
+
+def test_the_accuracy_of_a_class_is_that_of_its_own_images() -> None:
+    counts = torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
+    model: Any = SimpleNamespace(confusion=counts, hparams={"classes": "abc"})
+    assert evaluate.class_accuracies(model) == {
+        "a": {"acc": 3 / 4, "images": 4},
+        "b": {"acc": 2 / 4, "images": 4},
+        "c": {"acc": None, "images": 0},
+    }
+
+
+@pytest.mark.parametrize(("free", "on_host"), [(0.0, True), (math.inf, False)])
+def test_images_that_do_not_fit_stay_in_host_memory(
+    free: float,
+    on_host: bool,
+    checkpoint: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places: list[bool] = []
+
+    def loader(*images: Any, **flags: Any) -> EvalLoader:
+        places.append(flags["on_host"])
+        return EvalLoader(*images, **flags)
+
+    monkeypatch.setattr(evaluate, "EvalLoader", loader)
+    monkeypatch.setattr(memory, "free_memory", lambda _: free)
+    evaluate.evaluate(str(checkpoint), data_dir=str(image_folder), accelerator="cpu")
+    assert places == [on_host]
 
 
 def test_the_default_weights(

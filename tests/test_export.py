@@ -1,6 +1,9 @@
 """Exports: each is read back by the program that it is for, and compared."""
 
+import errno
 import json
+import math
+import os
 import re
 import runpy
 import sys
@@ -18,6 +21,7 @@ import export
 from analysis.inference import predict_proba
 from analysis.loading import WEIGHTS, load_model
 from common.errors import InputError
+from common.files import check_output
 from lightning_module import LitCustomResNet
 from run_files import LAST, weights
 
@@ -67,7 +71,8 @@ def test_onnx_gives_the_same_probabilities(
         torch.testing.assert_close(torch.from_numpy(found), expected(trained, batch))
     known = session.get_modelmeta().custom_metadata_map
     assert json.loads(known["classes"]) == CLASSES
-    assert json.loads(known["mean"]) == list(trained.hparams["mean"])
+    for name in ("mean", "std"):
+        assert json.loads(known[name]) == list(trained.hparams[name])
     assert b"/export.py" not in path.read_bytes()  # where it was made is nobody's
     assert "probabilities within" in capsys.readouterr().out
     assert [file.name for file in LAST.parent.glob("*.onnx*")] == ["last.onnx"]
@@ -105,6 +110,8 @@ def test_weights_are_a_checkpoint_without_the_optimizer(
     run("weights", output="weights.ckpt")
     saved = torch.load("weights.ckpt", weights_only=True)
     assert "optimizer_states" not in saved
+    before = torch.load(LAST, weights_only=True)
+    assert saved["images"] == before["images"] is not None  # what it was trained on
     assert saved["config"]["base_width"] == 4
     assert "data_dir" not in saved["config"]  # a folder of this machine
     images = random_images(3)
@@ -157,6 +164,13 @@ def test_an_existing_file_is_only_replaced_when_asked(
     assert load_model(path).hparams["classes"] == trained.hparams["classes"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_what_is_no_file_is_not_replaced_even_when_asked() -> None:
+    os.mkfifo("pipe")  # as a device is
+    with pytest.raises(InputError, match="--output pipe: a folder or device; give"):
+        check_output(Path("pipe"), overwrite=True)
+
+
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize(
     ("form", "name"), [("safetensors", "net.ckpt"), ("weights", "net.safetensors")]
@@ -170,14 +184,59 @@ def test_a_name_by_which_programs_would_misread_it_is_refused(
 
 
 @pytest.mark.usefixtures("trained")
-def test_an_export_that_differs_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"), [(0.01, r"1\.0e-02"), (2e-4, r"2\.0e-04"), (math.nan, "nan")]
+)
+def test_an_export_that_differs_is_not_kept(
+    error: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(path: Path) -> export.Classify:
-        return lambda images: export.read_weights(path)(images) + 0.01
+        return lambda images: export.read_weights(path)(images) + error
 
     monkeypatch.setitem(export.FORMATS, "weights", (export.write_weights, wrong))
-    with pytest.raises(InputError, match=r"differ from PyTorch's by 1\.0e-02"):
+    with pytest.raises(InputError, match=f"differ from PyTorch's by {said}"):
         run("weights", output="new.ckpt")
     assert not Path("new.ckpt").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_export_for_the_traced_number_of_images_only_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(path: Path) -> export.Classify:
+        right = export.read_weights(path)
+        return lambda images: right(images) if len(images) == 2 else 0 * right(images)
+
+    monkeypatch.setitem(export.FORMATS, "weights", (export.write_weights, wrong))
+    with pytest.raises(InputError, match="differ from PyTorch's by"):
+        run("weights", output="new.ckpt")
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_full_disk_leaves_the_file_that_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "draft.safetensors":  # to be copied to its place
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    path = Path("mine.safetensors")
+    path.write_text("precious")
+    with pytest.raises(OSError, match="No space left"):
+        run("safetensors", output=str(path), overwrite=True)
+    assert path.read_text() == "precious"
+
+
+def test_half_rounds_a_checkpoint_too(trained: LitCustomResNet) -> None:
+    run("weights", output="half.ckpt", half=True)
+    rounded = load_model(Path("half.ckpt")).net
+    for name, value in trained.net.named_parameters():
+        wanted = value.half().float() if value.ndim > 1 else value
+        assert torch.equal(rounded.get_parameter(name), wanted), name
 
 
 @pytest.mark.usefixtures("trained")

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from common.errors import InputError
 from images import image_folder as folders
+from images.class_folders import Listing, fingerprint
 from images.image_folder import read_photo, to_pixels, to_rgb, to_views
 from images.sources import load
 
@@ -187,6 +188,16 @@ def test_a_wide_image_is_cut_to_its_middle_and_squeezed_whole() -> None:
     ]
 
 
+def test_an_edge_gets_no_halo() -> None:
+    """As it would by sharper ways to resize, which go beyond the levels of the edge."""
+    for side in (20, 80):
+        image = Image.new("RGB", (2 * side, side), (100, 100, 100))
+        image.paste((150, 150, 150), (side, 0, 2 * side, side))
+        cut, squeezed = to_views(image)
+        for pixels in (cut, squeezed):
+            assert (pixels.min(), pixels.max()) == (100, 150)
+
+
 def test_exif_orientation_is_followed() -> None:
     image = Image.new("RGB", (32, 32), "black")
     image.putpixel((0, 0), (255, 255, 255))
@@ -248,6 +259,14 @@ def write_png_header(path: Path, width: int, height: int) -> None:
 
     size = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size) + chunk(b"IDAT"))
+
+
+def test_a_file_without_a_name_for_it_that_is_too_large_is_named(
+    small_folder: Path,
+) -> None:
+    path = small_folder / "train" / "cat" / "scan"
+    write_png_header(path, 100_000, 100_000)
+    assert f"{path}: not a readable image (more than 8947" in refusal(small_folder)
 
 
 def tear_photo(path: Path) -> None:
@@ -476,6 +495,20 @@ def test_a_change_that_keeps_size_and_time_is_seen(small_folder: Path) -> None:
     assert path.stat().st_size == before.st_size
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert load("folder", small_folder).train[0][0, 0, 0].tolist() == [4, 5, 6]
+
+
+@posix
+def test_the_same_file_in_another_class_is_seen(tmp_path: Path) -> None:
+    """Where a move leaves the times of a file as they are, its name has to do."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "0.png").touch()
+    os.link(tmp_path / "a" / "0.png", tmp_path / "b" / "0.png")
+    one, other = (
+        Listing(tmp_path, ["a", "b"], [str(tmp_path / name / "0.png")], np.zeros(1), [])
+        for name in ("a", "b")
+    )
+    assert fingerprint(one) != fingerprint(other)
 
 
 class Explosive:

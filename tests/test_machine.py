@@ -3,16 +3,18 @@
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from common.errors import InputError
-from machine import provenance
+from machine import memory, provenance
 from machine.hardware import choose_hardware, resolve_precision
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -80,6 +82,22 @@ def test_versions_of_a_gpu_name_its_libraries_and_driver(
     assert provenance.versions(CUDA) == provenance.versions(CPU) + libraries
     command.unlink()
     assert provenance.versions(CUDA).endswith(", driver unknown")
+
+
+def test_a_command_is_kept_as_it_would_be_typed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--name", "it's a b"])
+    hardware = choose_hardware("cpu", precision="32-true")
+    command = provenance.circumstances(hardware)["command"]
+    assert shlex.split(command) == ["python", *sys.argv]
+
+
+def test_a_cpu_is_named_with_the_threads_that_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 57)
+    assert provenance.device_name(CPU).endswith(", 57 threads")
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", 0), ("cuda:0", 1), ("mps", 1)])
@@ -171,6 +189,23 @@ def test_commit_of_what_git_has_exported(
     shutil.unpack_archive(tmp_path / "exported.tar", exported, filter="data")
     monkeypatch.setattr(provenance, "PROJECT", exported)
     assert provenance.commit() == f"{git('rev-parse', 'HEAD')}-archive"
+
+
+def test_afterwards_glibc_does_again_as_its_manual_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[int, int]] = []
+    libc = SimpleNamespace(
+        mallopt=lambda *call: calls.append(call), malloc_trim=lambda _: None
+    )
+    monkeypatch.setattr("machine.memory.ctypes.CDLL", lambda _: libc)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    mmap_max, trim_threshold = -4, -1  # in malloc.h; defaults as in mallopt(3)
+    with memory.giving_memory_back():
+        memory.keep_freed_memory()
+        assert calls == [(mmap_max, 0), (trim_threshold, -1)]
+        calls.clear()
+    assert calls == [(mmap_max, 65_536), (trim_threshold, 128 * 1024)]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")

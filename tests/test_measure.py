@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from benchmarks.recipes import (
     STEPS,
     columns,
     find_steps,
+    name_of,
     read_recipe,
 )
 from benchmarks.runs import by_kind, percent, read_runs, results_table, runs_of_configs
@@ -30,6 +33,7 @@ from common import cli
 from common.errors import InputError, StoppedError
 from config import Config
 from datamodule import CIFAR10DataModule
+from images.sources import CIFAR10_CLASSES
 from lightning_module import LitCustomResNet
 from machine import provenance
 from record import SEED, SMALL, runs_of, write_recipe, write_runs
@@ -88,7 +92,7 @@ def test_every_run_is_measured_by_the_protocol(
         for column in ("test/acc", "test/acc_tta", "test/loss", "fit_seconds"):
             assert row[column] == kept[column]
         assert 0 < row["fit_seconds"] < row["seconds"]
-        assert (row["recipe"], row["images"]) == ("small", image_folder.name)
+        assert (row["recipe"], row["images"]) == ("small", name_of(image_folder))
         flags = ("max_epochs", "batch_size", "lr", "base_width", "flip", "val_size")
         assert [row[flag] for flag in flags] == ["1", "32", "0.01", "4", "random", "0"]
     shown = capsys.readouterr().out
@@ -391,6 +395,33 @@ def test_what_stands_alone_has_the_same_defaults_as_train() -> None:
 def test_images_are_named_by_their_folder(image_folder: Path) -> None:
     config = read_recipe(SEED, {}, select=False)
     named = {"cifar10": config, "shapes": replace(config, data="synthetic")}
-    named[image_folder.name] = replace(config, data_dir=image_folder)
     for name, given in named.items():
         assert columns(given)["images"] == name
+
+
+def test_other_images_in_a_folder_of_the_same_name_have_another_name(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    same, other = tmp_path / "a" / "photos", tmp_path / "b" / "photos"
+    for folder in (same, other, tmp_path / "c" / "photos"):
+        shutil.copytree(image_folder, folder)
+    (other / "test/red/0.png").unlink()
+    config = read_recipe(SEED, {}, select=False)
+    one, another, copied = (
+        columns(replace(config, data_dir=tmp_path / place / "photos"))["images"]
+        for place in "abc"
+    )
+    assert re.fullmatch("photos [0-9a-f]{6}", one)
+    assert copied == one != another
+
+
+def test_cifar10_is_that_wherever_it_lies(tmp_path: Path) -> None:
+    for split, count in (("train", 5000), ("test", 1000)):
+        for name in CIFAR10_CLASSES:
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / split / name / f"{number}.png").touch()
+    assert name_of(tmp_path) == "cifar10"
+    (tmp_path / "train/cat/7.png").unlink()
+    name_of.cache_clear()
+    assert name_of(tmp_path).startswith(f"{tmp_path.name} ")

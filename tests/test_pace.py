@@ -3,17 +3,20 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import paces, step_profile
-from benchmarks.pace import pace, ratios
+from benchmarks import noise, paces, step_profile
+from benchmarks import pace as script
+from benchmarks.pace import measure, pace, ratios, settle_steps
 from benchmarks.paces import NoiseDataset, Setting, operations
 from benchmarks.rows import RESULTS, read_rows
 from benchmarks.step_profile import WARM_UP, StepProfiler, step_times
 from common.errors import InputError
+from machine import memory
 from machine.provenance import PROJECT
 from training import history
 
@@ -101,6 +104,68 @@ def test_the_page_shows_the_profiles_on_record() -> None:
         assert pace is not None
         assert f"| {time[1]} | {pace[1]} | " in text
         assert f"results/{step.name})" in text
+
+
+class Here:
+    """A pool that works in this process."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., float], setting: Setting) -> Any:
+        """Do it at once."""
+        result = function(setting)
+        return SimpleNamespace(result=lambda: result)
+
+
+def test_they_take_turns_and_the_first_round_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    def way(name: str) -> Callable[[Setting], float]:
+        def take_turn(_: Setting) -> float:
+            order.append(name)
+            return float(len(order))
+
+        return take_turn
+
+    monkeypatch.setattr(script, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(script, "PACES", {name: way(name) for name in "ab"})
+    assert measure(SETTING, 2, ("a", "b")) == {"a": [3, 5], "b": [4, 6]}
+    assert order == [*"ababab"]
+
+
+def test_a_round_is_an_epoch_at_most_and_a_step_at_least() -> None:
+    def steps(asked: int | None, batch_size: int, device: str = "cpu") -> int:
+        return settle_steps(asked, batch_size, device, profiled=False)
+
+    assert [steps(None, size) for size in (512, 4096)] == [4, 1]
+    assert steps(None, 512, "cuda") == steps(97, 512) == 97  # 50,000 / 512
+    with pytest.raises(InputError, match="98 batches are needed of 50000 images"):
+        steps(98, 512)
+    profiled = settle_steps(None, 512, "cpu", profiled=True)
+    assert profiled == WARM_UP + 2 * WARM_UP
+
+
+@pytest.mark.parametrize(
+    ("device", "keep", "times"),
+    [("cpu", True, 1), ("cpu", False, 0), ("cuda", True, 0)],
+)
+def test_memory_is_kept_on_a_cpu_and_when_asked(
+    device: str, keep: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append(True))
+    noise.prepare(device, keep_memory=keep)
+    assert len(calls) == times
 
 
 def test_ratios_are_those_of_the_same_round() -> None:

@@ -59,6 +59,15 @@ def test_zooming_out_is_what_torchvision_calls_resizing(images: Tensor) -> None:
     torch.testing.assert_close(found[:, :, 1:-1, 1:-1], resized[:, :, 1:-1, 1:-1])
 
 
+def test_zooming_in_is_what_torchvision_calls_resizing(images: Tensor) -> None:
+    double = NEUTRAL._replace(
+        zoom_rows=torch.tensor([0.5]), zoom_columns=torch.tensor([0.5])
+    )
+    found = resampled(images, double)
+    resized = transforms.resize(images[:, :, 8:24, 8:24], [32, 32])
+    torch.testing.assert_close(found[:, :, 1:-1, 1:-1], resized[:, :, 1:-1, 1:-1])
+
+
 def test_softness_blurs_and_sharpening_takes_it_back(images: Tensor) -> None:
     soft = resampled(images, NEUTRAL._replace(softness=torch.ones(1)))
     kernel = torch.tensor([0.25, 0.5, 0.25])
@@ -91,6 +100,34 @@ def test_compression_is_that_of_jpeg_files(quality: int, images: Tensor) -> None
     written = 255 * jpeg_compression(quality, images / 255, torch.Generator())
     loss = (written - images).abs().mean().item()
     assert (found - written).abs().mean().item() < max(0.3 * loss, 1.2)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_light_is_coded_in_the_steps_of_jpeg_files(
+    quality: int, images: Tensor
+) -> None:
+    """Without colour nothing but the last digits of its arithmetic differs."""
+    grey = images.mean(1, keepdim=True).round().repeat(1, 3, 1, 1)
+    found = compressed(grey, torch.full((len(grey),), float(quality)))
+    written = 255 * jpeg_compression(quality, grey / 255, torch.Generator())
+    assert (found - written).abs().mean().item() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("softness", 0, 1),
+        ("sharpening", 0, 1.5),
+        ("contrast", 0.7, 1.3),
+        ("saturation", 0.5, 1.5),
+        ("warmth", -0.08, 0.08),
+        ("noise", 0, 12),
+    ],
+)
+def test_a_setting_reaches_from_end_to_end(name: str, low: float, high: float) -> None:
+    drawn = draw_settings(20_000, torch.Generator().manual_seed(1))
+    found = getattr(drawn, name).aminmax()
+    assert found == pytest.approx((low, high), abs=1e-3 * (high - low))
 
 
 def test_settings_are_as_far_apart_as_they_say() -> None:

@@ -17,6 +17,7 @@ from benchmarks import corruptions
 from benchmarks.rows import read_rows
 from benchmarks.studies import photos
 from common.errors import InputError
+from images.synthetic import draw_shapes
 from run_files import LAST
 
 
@@ -110,8 +111,40 @@ def test_blur_and_pixels_are_those_of_scipy_and_pillow(images: Tensor) -> None:
     assert len(set(left)) == 30
 
 
+def test_contrast_is_about_the_mean_colour(images: Tensor) -> None:
+    means = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    torch.testing.assert_close(spoiled("contrast", 0.0, images), means)
+
+
+def test_levels_are_the_nearest() -> None:
+    shares = torch.tensor([-1.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 2.0])
+    assert corruptions.to_levels(shares).tolist() == [0, 0, 1, 255, 255]
+
+
 def test_all_kinds_have_five_strengths() -> None:
     assert len(corruptions.spoilings()) == 2 + 5 * len(corruptions.CORRUPTIONS)
+
+
+@pytest.mark.parametrize("kind", [*corruptions.CORRUPTIONS])
+def test_the_severer_the_more_is_changed(kind: str) -> None:
+    images = draw_shapes(16, seed=0)[0].permute(0, 3, 1, 2) / 255
+    ways = corruptions.spoilings()
+    changes = [
+        (ways[kind, severity](images, torch.Generator().manual_seed(0)) - images)
+        .abs()
+        .mean()
+        .item()
+        for severity in range(1, 6)
+    ]
+    if kind == "saturate":  # first less and less of it, then more and more
+        assert changes[0] < changes[1]
+        changes = changes[2:]
+    assert changes == sorted(changes)
+
+
+def test_jpeg_of_quality_75_is_that(images: Tensor) -> None:
+    found = corruptions.spoilings()[corruptions.JPEG_75, 0](images, torch.Generator())
+    assert torch.equal(found, spoiled("jpeg_compression", 75, images))
 
 
 @pytest.fixture
@@ -176,7 +209,7 @@ def test_photos_and_test_images_are_put_on_record(
     assert f"{100 * plain['acc']:.2f}" in shown
     lines = [[cell.strip() for cell in line.split("|")] for line in shown.split("\n")]
     [header] = [cells for cells in lines if "test images" in cells]
-    assert header[2:5] == ["n", "last", "last, with flip TTA"]
+    assert header[2:5] == ["n", "run/last", "run/last, with flip TTA"]
     [contrast] = [cells for cells in lines if "contrast" in cells]
     found = rows[rows["kind"] == "contrast"]
     assert len(found) == 5
@@ -185,7 +218,7 @@ def test_photos_and_test_images_are_put_on_record(
     pd.concat([other, rows]).to_csv("both.csv", index=False)
     both = photos.table(Path("both.csv"))
     assert both.count("| other ") == 2  # predict.py's reading, and a column
-    assert both.count("| last ") == len(photos.READINGS) + 1
+    assert both.count("| run/last ") == len(photos.READINGS) + 1
     photos.photos("some.csv", **asked, kinds=["contrast"])
     some = read_rows(Path("some.csv"), "kind")
     assert some["acc"].tolist() == found["acc"].tolist()

@@ -1,5 +1,6 @@
 """Prediction: every kind of file and argument, and what is said of each."""
 
+import io
 import json
 import math
 import os
@@ -280,6 +281,27 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
         assert changed[heat > 0.5].mean() > 30
+
+
+def test_an_explanation_shows_the_middle_of_a_wide_image(command: Command) -> None:
+    image = Image.new("RGB", (96, 32), (80, 80, 150))
+    image.paste(red(), (32, 0))
+    image.save("wide.png")
+    command("wide.png", "--explain", "why")
+    [picture] = Path("why").iterdir()
+    shown = np.asarray(Image.open(picture))[::8, ::8]
+    assert np.array_equal(shown[:, :32], to_pixels(image))
+
+
+def test_a_row_is_there_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when a buffer is full: a table in a pipe grows with the work."""
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="utf-8"))
+    guess: Any = {"label": "cat", "probability": 0.5}
+    predict.show(
+        [{"file": "a", "predictions": [guess], "known": True, "error": None}], 1
+    )
+    assert pipe.getvalue().startswith(b"a  cat  50.0 %")
 
 
 def test_explanations_are_no_photos(command: Command) -> None:

@@ -20,6 +20,7 @@ from benchmarks.rows import RESULTS, add_row, read_rows, summary, today
 from benchmarks.runs import (
     add_run,
     labels,
+    median,
     percent,
     read_runs,
     results,
@@ -201,6 +202,22 @@ def test_the_most_accurate_comes_first_and_a_spoilt_time_is_left_out() -> None:
     ]
 
 
+def test_a_run_is_of_the_code_that_ran() -> None:
+    """Which is not that of metrics.json, where a run has gone on after a change."""
+    metrics = {"seed": 0, "device": "CPU", "precision": "32-true", "commit": "new"}
+    Path("metrics.json").write_text(json.dumps(metrics | {"test/acc": 0.5}))
+    for commit in (None, "old"):
+        add_run(Path(), "a", Config(data="synthetic"), Path("runs.csv"), commit=commit)
+    assert read_runs(Path("runs.csv"))["commit"].tolist() == ["new", "old"]
+
+
+def test_runs_are_ranked_by_the_test_images_where_there_are_some() -> None:
+    both = runs_of("a", [0.8]).assign(**{"val/acc": 0.99})
+    runs = together(both, held_out("c", [0.85]), runs_of("b", [0.9]))
+    found = [name.split()[0] for name in results(runs)["recipe"]]
+    assert found == ["b", "c", "a"]
+
+
 def test_the_newest_run_of_a_seed_counts_and_devices_are_not_mixed() -> None:
     runs = together(
         runs_of("a", [0.1, 0.5]),
@@ -232,6 +249,11 @@ def test_percent_of_one_several_and_none() -> None:
     assert percent(pd.Series([0.5, np.nan, 0.6])) == "55.00 ± 7.07 % (50.00 to 60.00)"
     assert percent(pd.Series([], dtype=float)) == ""
     assert summary([0.5, 1.0, 2.0], 2) == "1.00 (0.50-2.00)"
+
+
+def test_a_short_time_has_hundredths() -> None:
+    times = ([59.994], [60.4, 1.0, 99.0], [np.nan])
+    assert [median(pd.Series(seconds)) for seconds in times] == ["59.99", "60", ""]
 
 
 def test_two_recipes_are_compared_where_both_have_run() -> None:

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 import report
+from analysis import results
 from analysis.evaluation import Evaluation, Mistake, calibrate
 from analysis.html import duration, percent, png
 from analysis.report import (
@@ -364,6 +367,21 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
         metrics = quick_train(max_epochs=1, report=True)
     assert messages(caplog)[0] == "no report.html: network drive is gone"
     assert json.loads((RUN / "metrics.json").read_text()) == metrics
+
+
+def test_loggers_get_the_accuracy_of_each_true_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def draw(counts: torch.Tensor, _: object) -> Figure:
+        drawn.append(counts)
+        return Figure()
+
+    monkeypatch.setattr(results, "per_class_figure", draw)
+    trainer: Any = SimpleNamespace(loggers=[], global_step=0)
+    results._log_pictures(trainer, make_evaluation())
+    assert [counts.tolist() for counts in drawn] == [make_evaluation().counts.tolist()]
 
 
 def test_a_run_that_is_not_finished(quick_train: Train) -> None:

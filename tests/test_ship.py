@@ -16,10 +16,16 @@ from analysis.weights import read_weights
 from benchmarks import ship as script
 from benchmarks.model_card import ROBUST
 from benchmarks.runs import add_run, read_runs
-from benchmarks.ship import median_run, ship, weights_table
+from benchmarks.ship import (
+    median_run,
+    runs_like,
+    runs_of_weights,
+    ship,
+    weights_table,
+)
 from common.errors import InputError
 from evaluate import evaluate
-from record import runs_of, write_runs
+from record import runs_of, together, write_runs
 from run_files import LAST
 
 RUN = LAST.parent.parent
@@ -115,6 +121,28 @@ def test_no_run_but_the_median(quick_train: Train, shipped: Path) -> None:
 
 def test_of_two_in_the_middle_the_lower() -> None:
     assert median_run(runs_of("a", [0.94, 0.91, 0.93, 0.92]))["test/acc"] == 0.92
+
+
+@pytest.mark.parametrize("name", ["seed", "test/acc", "test/loss", "train/loss"])
+def test_a_run_is_known_by_all_of_its_figures(name: str) -> None:
+    runs = runs_of("a", [0.94, 0.91]).assign(**{"test/loss": 0.2, "train/loss": 0.1})
+    metrics = {str(key): value for key, value in runs.iloc[1].items()}
+    assert len(runs_like(metrics, runs)) == 2
+    with pytest.raises(InputError, match="--run is not on record"):
+        runs_like(metrics | {name: metrics[name] + 7}, runs)
+
+
+def test_weights_are_of_runs_with_their_rate_and_of_the_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = {"measured": {"seed": 1, "recipe": "a"}, "config": {"lr": 0.01}}
+    monkeypatch.setattr(script, "read_weights", lambda _: saved)
+    few = runs_of("a", [0.6, 0.4], device="GPU", lr="0.01")
+    many = runs_of("a", [0.1, 0.5, 0.9], lr="auto")
+    for runs in (together(few, many), together(many, few)):
+        assert len(runs_of_weights(runs)) == 3
+    with pytest.raises(InputError, match="which is not the median"):
+        runs_of_weights(many.assign(lr="0.02"))
 
 
 def test_the_weights_of_the_project_are_those_of_the_readme() -> None:

@@ -26,6 +26,7 @@ import train
 from common import cli, streams
 from common.errors import DivergedError, InputError
 from common.files import replacing
+from common.text import one_line
 from config import Config
 from images.class_folders import list_classes
 from images.image_folder import read_image
@@ -145,6 +146,16 @@ def test_a_message_never_lands_in_the_output(checkpoint: Path, home: Path) -> No
     assert "not a readable image (No such file" in result["error"]
 
 
+@pytest.mark.parametrize(
+    "sign", ["\n", "\r", "\x1b", "\x85", "\u2028", "\u2029", "\udce9"]
+)
+def test_what_would_end_or_upset_a_line_is_escaped(sign: str) -> None:
+    text = one_line(f"a{sign}b")
+    assert text.splitlines() == [text]
+    assert text.encode().isascii()
+    assert sign not in text
+
+
 def outlet(lasting: bool) -> io.BufferedWriter:
     """A stream into a pipe that nobody reads."""
     read, write = os.pipe()
@@ -168,6 +179,18 @@ def test_a_training_goes_on_when_nobody_reads() -> None:
     for _ in range(2):
         stream.write(b"more")
         stream.flush()
+
+
+@POSIX
+def test_a_lost_error_stream_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with os.fdopen(write, "w") as stream:
+        for name in ("stderr", "__stderr__"):
+            monkeypatch.setattr(sys, name, stream)
+        streams.set_up(lasting=False)
+        print("a message that nobody reads", file=sys.stderr, flush=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="is about Linux")
@@ -194,6 +217,21 @@ def test_a_folder_that_cannot_be_written_to_disk_is_an_error(
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES]
+)
+def test_a_drive_that_knows_no_sync_is_written_to(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with replacing(Path("a"), "w") as file:
+        file.write("new")
+    assert Path("a").read_text() == "new"
+
+
 def work(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """A command that ends with an error."""
 
@@ -208,6 +246,8 @@ def work(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 MEMORY = {
     "of a CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
     "of Python": MemoryError(),
+    "of C++": RuntimeError("std::bad_alloc"),
+    "of cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
     "of a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
     "of a driver": torch.AcceleratorError("CUDA error: out of memory\nCompile with"),
 }
@@ -276,6 +316,19 @@ def test_an_error_of_the_program_is_a_traceback(
         work(monkeypatch, error)
     assert found.value is error
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+        *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EMFILE),
+    ],
+)
+def test_an_error_of_a_disk_or_drive_is_none(number: int) -> None:
+    words = cli.explain(OSError(number, os.strerror(number), "runs/a"), ())
+    assert words is not None
+    assert f"{os.strerror(number)}: 'runs/a'" in words
 
 
 def test_a_disk_that_is_full_is_none() -> None:

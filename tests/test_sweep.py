@@ -1,6 +1,7 @@
 """Sweeps: what is searched, judged, pruned, shared and left behind."""
 
 import csv
+import errno
 import importlib
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from analysis.trials import show_trials
 from common.errors import DivergedError, InputError
 from config import Config
 from train import train_with
@@ -115,6 +117,28 @@ def test_a_sweep_trains_judges_and_says_what_was_best(
     assert rows[0]["val/acc"] == f"{best.value:.4f}"
     for name in ("history", "parallel"):
         assert (FOLDER / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_the_best_first_by_the_last_accuracy_of_each() -> None:
+    done = optuna.create_study(direction="maximize")
+    rates = {"lr": optuna.distributions.FloatDistribution(0, 1)}
+    for lr, accuracies in ((0.012346, (0.2, 0.9, 0.5)), (0.1, (0.6, 0.7, 0.8))):
+        trial = optuna.trial.create_trial(
+            params={"lr": lr},
+            distributions=rates,
+            value=accuracies[-1],
+            intermediate_values=dict(enumerate(accuracies)),
+        )
+        done.add_trial(trial)
+    show_trials(done, Path())
+    with Path("trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["trial"], row["val/acc"], row["lr"]) for row in rows] == [
+        ("1", "0.8000", "0.1"),
+        ("0", "0.5000", "0.01235"),
+    ]
+    drawn = sorted(path.stem for path in Path().glob("*.png"))
+    assert drawn == ["history", "parallel"]  # two trials tell no importance
 
 
 def test_values_have_the_type_of_their_flag(run: Run, pretended: list[Config]) -> None:
@@ -227,12 +251,53 @@ def test_it_goes_on_up_to_the_number_of_trials(
     )
 
 
+@pytest.mark.usefixtures("pretended")
+def test_a_full_disk_uses_up_no_trial(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(config: Config, callbacks: Any) -> dict[str, Any]:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise InputError(f"{config.name}: cannot be written ({error})") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "train_with", full)
+        said = refused("--lr", "0.001:0.01", "--trials", "2")
+        assert "No space left on device" in said
+    run("--lr", "0.001:0.01", "--trials", "2")
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
+    stopped, again, _ = study().trials
+    assert again.params == stopped.params
+
+
+def test_a_sweep_whose_folder_was_renamed_goes_on(
+    run: Run, pretended: list[Config]
+) -> None:
+    run("--lr", "0.001:0.01", "--trials", "2")
+    renamed = FOLDER.rename(FOLDER.with_name("renamed"))
+    run("--lr", "0.001:0.01", "--trials", "3", "--name", renamed.name)
+    assert len(pretended) == 3
+    with (renamed / "trials.csv").open() as file:
+        assert len([*csv.DictReader(file)]) == 3
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_trial_that_nobody_is_at_is_given_up(run: Run) -> None:
+    run("--lr", "0.001:0.01", "--trials", "1")
+    study().ask()  # its process could not say that it had failed
+    run("--lr", "0.001:0.01", "--trials", "2")
+    assert states()[:2] == ["COMPLETE", "FAIL"]
+    assert states()[2:] == ["COMPLETE"]
+
+
 def test_trials_that_do_not_compare_are_not_mixed(
     run: Run, pretended: list[Config], refused: Callable[..., str], image_folder: Path
 ) -> None:
     flags = ("--cutout", "4,8", "--trials", "1", "--lr", "auto", "--lr_steps", "50")
     run(*flags)
-    for other in ("--lr_steps=40", "--lr_finder=torch-lr-finder"):
+    others = ("--lr_steps=40", "--lr_finder=torch-lr-finder", "--precision=64-true")
+    for other in others:
         name, _, value = other.partition("=")
         assert refused(*flags, other).startswith(f"{name} is {value}, but the sweep")
     fewer = refused(*flags, "--limit_val_batches", "1")

@@ -436,7 +436,7 @@ def test_limits_shorten_the_epochs(quick_train: Train, image_folder: Path) -> No
 
 
 def test_a_run_without_test_or_report(quick_train: Train) -> None:
-    metrics = quick_train(limit_test_batches=0, max_epochs=1)
+    metrics = quick_train(limit_test_batches=0, max_epochs=1, report=True)
     assert metrics["test/acc"] is metrics["test/loss"] is None
     assert metrics["val/acc"] is not None
     assert not Path("runs/run/report.html").exists()

@@ -38,14 +38,13 @@ from analysis.inference import (
     predict_logits,
     to_probabilities,
 )
-from analysis.loading import load_model
+from analysis.loading import load_model, read_test_images
 from benchmarks.corruptions import spoilings, to_levels
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from common import cli
 from common.errors import InputError
 from common.files import expanded
 from config import DEFAULT_DIR
-from images import sources
 from images.class_folders import list_classes
 from images.image_folder import SIZE, read_photo, to_views
 from lightning_module import LitCustomResNet
@@ -53,6 +52,7 @@ from machine import provenance
 from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-26_photos_cpu.csv"
+SAME = ("weights", "images", "kind", "severity")  # of a row that replaces another
 MARKED = 0.9  # share of the known photos that a threshold marks as known
 LARGEST = 4096  # pixels of a photo's longer side; larger ones are scaled down first
 
@@ -170,7 +170,7 @@ def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
 
 def table(file: Path = RECORD) -> str:
     """Two tables of what is on record: photos, and spoiled test images."""
-    rows = read_rows(file, "weights", "images", "kind")
+    rows = read_rows(file, *SAME).drop_duplicates([*SAME], keep="last")
     tables = []
     for images, make in (("photos", photo_table), ("test", spoiled_table)):
         same = rows[rows["images"] == images]
@@ -215,6 +215,12 @@ def photo_table(rows: pd.DataFrame) -> str:
     return f"{counts}:\n\n{markdown(pd.DataFrame(cells))}"
 
 
+def name_of(path: Path) -> str:
+    """What to call the weights of a file; of a run's checkpoints, with the run."""
+    run = f"{path.parent.parent.name}/" if path.parent.name == "checkpoints" else ""
+    return f"{run}{path.stem}"
+
+
 def photos(
     output: str,
     photos: str | None = None,
@@ -244,11 +250,10 @@ def photos(
             raise InputError(
                 f"--kinds: {kind!r} is none; give some of {', '.join(known)}"
             )
-    read_rows(expanded(output), "weights", "images")  # refused before the work
+    read_rows(expanded(output), *SAME)  # refused before the work
     path = None if ckpt_path is None else expanded(ckpt_path)
     model = load_model(path)
-    source = sources.fetch("auto", expanded(data_dir))
-    (pixels, labels), _ = sources.load_test(source, expanded(data_dir))
+    pixels, labels = read_test_images(model, "auto", data_dir)
     rows = [] if photos is None else photo_rows(model, expanded(photos))
     step = -(-len(pixels) // (limit or len(pixels)))  # those of a class stand together
     images = pixels[::step].permute(0, 3, 1, 2)
@@ -256,7 +261,7 @@ def photos(
     hardware = choose_hardware("cpu", precision="32-true")
     circumstances = provenance.circumstances(hardware)
     del circumstances["command"]  # it would name folders of this machine
-    weights = "shipped weights" if path is None else path.stem
+    weights = "shipped weights" if path is None else name_of(path)
     for row in rows:
         head = {"weights": weights, "date": today()}
         add_row(expanded(output), head | rounded(row) | circumstances)

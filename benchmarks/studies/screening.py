@@ -14,6 +14,7 @@ Rows that are on record in FILE are not trained again.
 """
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,7 @@ from datamodule import CIFAR10DataModule
 from machine import provenance
 from machine.hardware import choose_hardware
 
+SAME = ("design", "row", "seed")  # of a row that is trained once
 RECORD = RESULTS / "2026-11-26_screening_cuda.csv"
 
 
@@ -155,13 +157,14 @@ def screening(
     """
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
     record, place = expanded(output), choose_hardware(device).device
-    done = read_rows(record, "design", "row", "seed")
-    shape = {"epochs": epochs, "base_width": base_width}
-    check_shape(done[done["design"].isin(designs)], shape, record)
+    read_rows(record, *SAME)  # refused before the work
     # Batches are made in `Training`.
     images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
     images.prepare_data()
     images.setup()
+    shape: dict[str, Any] = {"epochs": epochs, "base_width": base_width}
+    shape |= {"val_size": val_size, "images": images.fingerprint}
+    check_shape(read_designs(record, designs), shape, record)
     pixels, labels = images.val_set
     judged = {"val": pixels, "jpeg": as_jpeg(pixels)}
     circumstances = {
@@ -173,6 +176,7 @@ def screening(
     torch.backends.cudnn.benchmark = True
     for name, number in wanted:
         same = {"design": name, "row": number, "seed": seed}
+        done = read_designs(record, designs)  # now: others may add to it
         if len(done) and (done[[*same]] == pd.Series(same)).all(axis=1).any():
             continue
         base, factors = STUDIES[name]
@@ -188,14 +192,22 @@ def screening(
         add_row(record, {**same, **shape, **row, **found, **circumstances})
 
 
-def check_shape(done: pd.DataFrame, shape: dict[str, int], record: Path) -> None:
-    """Refuse to fill up a design with trainings of another length or width.
+def read_designs(record: Path, designs: Collection[str]) -> pd.DataFrame:
+    """The rows of some designs on record, of each the newest."""
+    rows = read_rows(record, *SAME, text=["images"])
+    newest = rows.drop_duplicates([*SAME], keep="last")
+    return newest[newest["design"].isin(designs)]
+
+
+def check_shape(done: pd.DataFrame, shape: dict[str, Any], record: Path) -> None:
+    """Refuse to fill up a design with trainings of another length, width or images.
 
     Raises:
         InputError: Some of its rows are.
     """
     for flag, value in shape.items():
-        others = {*done[flag]} - {value} if len(done) else set()
+        known = done[flag].dropna() if flag in done else ()  # older rows say less
+        others = {*known} - {value}
         if others:
             raise InputError(
                 f"--output {record} has rows of this design with --{flag} "
@@ -222,8 +234,7 @@ def numbers_of(name: str, rows: list[int] | None) -> list[int]:
 
 def read_finished(file: Path = RECORD) -> dict[str, pd.DataFrame]:
     """The rows on record by their design; of those that are all there."""
-    rows = read_rows(file, "design", "row", "seed")
-    found = {name: rows[rows["design"] == name] for name in STUDIES}
+    found = {name: read_designs(file, [name]) for name in STUDIES}
     return {
         name: same
         for name, same in found.items()
