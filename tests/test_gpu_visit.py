@@ -455,6 +455,10 @@ def test_recipes_are_chosen_by_the_same_images_and_on_one_device() -> None:
     write_runs(Path("two.csv"), together(first, elsewhere))
     with pytest.raises(InputError, match=r"several devices \(CPU, 32-true; GPU, 32-"):
         choose(**given, runs="two.csv")
+    easier = held_out("base", [0.99], images="shapes")
+    write_runs(Path("easy.csv"), together(first, easier))
+    with pytest.raises(InputError, match=r"several sets \(cifar10; shapes\)"):
+        choose(**given, runs="easy.csv")
 
 
 def test_only_the_best_go_on_with_further_seeds(

@@ -126,6 +126,28 @@ def test_what_is_on_record_is_not_trained_again(
     assert rows["fit_seconds"].notna().tolist() == [False, True, True, True]
 
 
+def test_a_run_of_code_that_is_not_committed_is_trained_again(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody knows whether the code is still the same."""
+    monkeypatch.setattr(provenance, "commit", lambda: "same-dirty")
+    for _ in range(2):
+        measure([write_recipe("small")], 1, timed=False, **files)
+    assert len(trained) == len(read_runs(OUTPUT)) == 2
+
+
+def test_a_record_that_cannot_be_written_is_refused_before_the_work(
+    trained: list[dict[str, Any]], files: dict[str, Any]
+) -> None:
+    OUTPUT.parent.mkdir()
+    OUTPUT.with_name(f".{OUTPUT.name}.lock").mkdir()
+    with pytest.raises(OSError, match=r"runs\.csv\.lock"):
+        measure([write_recipe("small")], 1, **files)
+    assert not trained
+
+
 @pytest.fixture
 def stopped(
     trained: list[dict[str, Any]],

@@ -68,6 +68,22 @@ def test_rows_may_differ_in_their_columns() -> None:
     ]
 
 
+def test_what_a_spreadsheet_makes_of_a_file_is_read() -> None:
+    """A mark before UTF-8, other line ends, and rows without a cell."""
+    file = Path("rows.csv")
+    file.write_bytes(b"\xef\xbb\xbfa,b\r\n1,x\r\n,\r\n2,y\r\n\r\n")
+    assert read_rows(file, "a").to_dict("list") == {"a": [1, 2], "b": ["x", "y"]}
+    add_row(file, {"a": 3, "b": "z"})
+    assert file.read_bytes() == b"a,b\n1,x\n2,y\n3,z\n"
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    Path("rows.csv").write_text("a,b,a\n1,2,3\n")
+    for use in (read_rows, lambda file: add_row(file, {"a": 1})):
+        with pytest.raises(InputError, match="two columns of the same name"):
+            use(Path("rows.csv"))
+
+
 def test_numbers_and_words_are_read_as_they_were_written() -> None:
     add_row(Path("rows.csv"), {"x": 0.7988007068634033, "flip": "none", "n": "NA"})
     add_row(Path("rows.csv"), {"x": 1e-05, "flip": "null", "n": ""})

@@ -139,8 +139,14 @@ def test_rows_are_trained_once(
     monkeypatch.delattr(Training, "train")
     screening.screening(["first"], "rows.csv", [0, 21], **small_study)
     longer = small_study | {"epochs": 3}
-    with pytest.raises(InputError, match=r"rows of this design with --epochs 2, not 3"):
+    with pytest.raises(InputError, match=r"rows of this design with epochs 2, not 3"):
         screening.screening(["first"], "rows.csv", [1], **longer)
+    others = small_study | {"data": "synthetic"}
+    with pytest.raises(InputError, match=r"rows of this design with images [0-9a-f]+"):
+        screening.screening(["first"], "rows.csv", [1], **others)
+    twice = {str(column): cell for column, cell in rows.iloc[1].items()}
+    add_row(Path("rows.csv"), twice)  # of a process beside
+    assert len(screening.read_designs(Path("rows.csv"), ["first"])) == 2
     with pytest.raises(InputError, match=r"--rows must be from 0 to 39, got 40"):
         screening.screening(["first"], "rows.csv", [40], **small_study)
     with pytest.raises(InputError, match="fourth is no design; give one of first"):

@@ -210,7 +210,7 @@ def check_shape(done: pd.DataFrame, shape: dict[str, Any], record: Path) -> None
         others = {*known} - {value}
         if others:
             raise InputError(
-                f"--output {record} has rows of this design with --{flag} "
+                f"--output {record} has rows of this design with {flag} "
                 f"{others.pop()}, not {value}; give another file, or the same value"
             )
 
