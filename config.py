@@ -288,6 +288,12 @@ class Config:
             raise InputError(
                 "--overwrite and --ckpt_path contradict each other; give one of them"
             )
+        if self.ema_decay and self.precision in ("bf16-true", "16-true"):
+            raise InputError(
+                f"--ema_decay {self.ema_decay} needs more digits than --precision "
+                f"{self.precision} has: its steps would be rounded away; give "
+                f"{self.precision.replace('true', 'mixed')}"
+            )
 
     def loggers(self) -> list[str]:
         """The loggers, each once."""

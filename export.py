@@ -5,6 +5,7 @@ python export.py --help
 """
 
 import contextlib
+import io
 import json
 import logging
 import tempfile
@@ -27,7 +28,7 @@ from common.files import check_output, expanded, replacing
 from common.text import one_line
 from config import IMAGE_SIZE, SHAPING
 from lightning_module import LitCustomResNet
-from training.checkpoint import AtomicCheckpointIO
+from training.checkpoint import serialised
 from training.resume import Checkpoint
 
 Format = Literal["onnx", "torch", "safetensors", "weights"]
@@ -207,7 +208,9 @@ def read_onnx(path: Path) -> Classify:
 def write_torch(model: LitCustomResNet, _: Path, path: Path) -> None:
     """Write a .pt2 of torch.export with the class names as an extra file."""
     extra = {f"{name}.json": text for name, text in description(model).items()}
-    torch.export.save(trace(model), path, extra_files=extra)
+    content = io.BytesIO()  # torch ends the program where a file cannot be written
+    torch.export.save(trace(model), content, extra_files=extra)
+    path.write_bytes(content.getbuffer())
 
 
 def read_torch(path: Path) -> Classify:
@@ -242,7 +245,8 @@ def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
         "config": shaping_flags(saved),
         "images": saved.get("images"),
     }
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    with path.open("wb") as file:
+        file.writelines(serialised(content))
 
 
 def read_weights(path: Path) -> Classify:

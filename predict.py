@@ -29,7 +29,7 @@ from common import cli
 from common.errors import InputError
 from common.files import expanded
 from common.text import one_line
-from images.class_folders import FORMATS, is_image, list_files
+from images.class_folders import FORMATS, is_image, list_files, say_others
 from lightning_module import LitCustomResNet
 
 
@@ -98,7 +98,8 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
                 f"--explain {one_line(name)}: also a folder of images; give another"
             )
         try:
-            found = [file for file in list_files(name, passed_over) if is_image(file)]
+            files = list_files(name, passed_over)
+            found = [file for file in files if is_image(file)]
         except OSError as error:
             raise InputError(
                 f"{one_line(error.filename)}: cannot be read ({error.strerror}); leave "
@@ -109,6 +110,7 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
                 f"{one_line(name)}: no image ({', '.join(FORMATS)}) in this folder; "
                 "give another, or files"
             )
+        say_others(name, [file for file in files if file not in {*found}])
         yield from found
 
 

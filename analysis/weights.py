@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import InputError
@@ -28,7 +28,8 @@ def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> N
     """
     weights = {name: compact(value) for name, value in model.net.state_dict().items()}
     known = {**model.hparams, **notes}
-    save_file(weights, path, {name: json.dumps(value) for name, value in known.items()})
+    described = {name: json.dumps(value) for name, value in known.items()}
+    path.write_bytes(save(weights, described))  # its own hides what goes wrong
 
 
 def read_weights(path: Path, flag: str = "ckpt_path") -> Checkpoint:

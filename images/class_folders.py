@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import itertools
+import logging
 import os
 import stat
 import unicodedata
@@ -16,6 +17,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.errors import InputError
 from common.text import one_line
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 # Pillow goes by a file's content, whatever its name, and gives some formats to other
@@ -213,6 +216,15 @@ def _list_class(folder: Path) -> tuple[list[str], list[str]]:
     images = [path for path in paths if is_image(path)]
     found_images = {*images}
     return images, [path for path in paths if path not in found_images]
+
+
+def say_others(folder: str | Path, others: Sequence[str]) -> None:
+    """Say which files of a folder are no images, if any."""
+    if others:
+        log.info(
+            f"{one_line(folder)}: files that are no images were passed over: "
+            f"{len(others)}, such as {one_line(os.path.relpath(others[0], folder))}"
+        )
 
 
 def list_files(folder: str | Path, passed_over: Collection[str] = ()) -> list[str]:

@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.files import remove_leftovers, replacing
 from common.text import one_line
 from config import IMAGE_SIZE
-from images.class_folders import FORMATS, Listing, fingerprint
+from images.class_folders import FORMATS, Listing, fingerprint, say_others
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,7 @@ def load_images(listing: Listing) -> tuple[Tensor, Tensor]:
             f"{one_line(folder)}: {converted} of {count} images were converted to "
             f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB"
         )
-    if others := len(listing.others):
-        log.info(
-            f"{one_line(folder)}: files that are no images were passed over: {others}, "
-            f"such as {one_line(os.path.relpath(listing.others[0], folder))}"
-        )
+    say_others(folder, listing.others)
     return torch.from_numpy(decoded["images"]), torch.from_numpy(listing.labels)
 
 

@@ -1,5 +1,6 @@
 """Exports: each is read back by the program that it is for, and compared."""
 
+import contextlib
 import errno
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor
 import export
 from analysis.inference import predict_proba
 from analysis.loading import WEIGHTS, load_model
+from common import cli
 from common.errors import InputError
 from common.files import check_output
 from lightning_module import LitCustomResNet
@@ -210,6 +213,23 @@ def test_an_export_for_the_traced_number_of_images_only_is_not_kept(
     monkeypatch.setitem(export.FORMATS, "weights", (export.write_weights, wrong))
     with pytest.raises(InputError, match="differ from PyTorch's by"):
         run("weights", output="new.ckpt")
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+@pytest.mark.parametrize("form", ["safetensors", "torch", "weights"])
+def test_a_full_folder_for_temporary_files_is_one_line(
+    form: export.Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"draft{export.SUFFIXES[form]}"
+    (tmp_path / name).symlink_to("/dev/full")
+    monkeypatch.setattr(
+        tempfile, "TemporaryDirectory", lambda **_: contextlib.nullcontext(tmp_path)
+    )
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(form, output=f"new{export.SUFFIXES[form]}")
+    assert cli.explain(caught.value, ()) is not None
+    assert not Path(f"new{export.SUFFIXES[form]}").exists()
 
 
 @pytest.mark.usefixtures("trained")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 import subprocess
@@ -197,16 +198,19 @@ def test_a_pipe_is_not_waited_for(command: Command) -> None:
 
 
 def test_folders_are_searched_and_sorted_and_hidden_files_left_out(
-    command: Command,
+    command: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("photos/b/2.png", "photos/a/1.PNG", "photos/.cache/0.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         red().save(name)
     red().save("photos/.hidden.png")
     Path("photos/notes.txt").write_text("no image")
-    done = command("photos", "--json")
+    with caplog.at_level(logging.INFO):
+        done = command("photos", "--json")
     found = [Path(result["file"]).as_posix() for result in done.results]
     assert found == ["photos/a/1.PNG", "photos/b/2.png"]
+    said = "photos: files that are no images were passed over: 1, such as notes.txt"
+    assert caplog.messages == [said]
     red().save("3.png")
     Path("elsewhere").mkdir()
     Path("3.png").rename("elsewhere/3.png")

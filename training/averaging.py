@@ -31,7 +31,7 @@ class ExponentialAverage(WeightAveraging):
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        """Give the averages the weights' type, which bf16-true has changed since."""
+        """Give the averages the weights' type, which 64-true has changed since."""
         if self._average_model is not None:
             self._average_model.to(next(pl_module.parameters()).dtype)
             # Listed once: to walk through the modules takes longer than to average.

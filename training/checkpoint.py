@@ -16,6 +16,13 @@ from common.files import replacing, sealed
 BEST = "best.ckpt"  # always followed by the last.ckpt of the same epoch
 
 
+def serialised(checkpoint: dict[str, Any]) -> list[memoryview | bytes]:
+    """What a checkpoint's file holds, in parts."""
+    content = io.BytesIO()  # torch hides what goes wrong with a file
+    torch.save(checkpoint, content)
+    return sealed(memoryview(content.getvalue()))
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, and to the disk before it says so.
 
@@ -40,9 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             InputError: One cannot be written; what was there before still is.
         """
-        content = io.BytesIO()  # torch hides what goes wrong with a file
-        torch.save(checkpoint, content)
-        parts = sealed(memoryview(content.getvalue()))
+        parts = serialised(checkpoint)
         for path in paths:
             try:
                 with replacing(path) as file:
