@@ -41,12 +41,15 @@ NO_IMAGES = (
     "browse the test images that the network puts into a wrong class."
 )
 PHOTO = 512  # pixels of the longer side, where an image file is shown
+# A click while the one before is being answered counts, too.
+CLICKS: dict[str, Any] = {"concurrency_id": "network", "trigger_mode": "multiple"}
 # Whoever has scrolled down the gallery shall see the answer.
 SCROLL = "() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}})"
 # Pixels stay sharp, labels beside what they name, and captions whole on a phone too,
 # where the answer is above the gallery.
 CSS = """
-.picture .image-container {padding-top: 2em}
+:is(.picture, .photo) .image-container {padding-top: 2em}
+:is(#look, #answer) .text, .caption-label {overflow-wrap: anywhere; min-width: 0}
 .photo .image-container, .photo .image-frame img {max-height: 16em}
 :is(.mistakes, .examples) .grid-wrap {max-height: none; padding-top: 2.5em}
 .examples .grid-wrap {min-height: 0}
@@ -223,9 +226,11 @@ def _add_upload(model: LitCustomResNet) -> None:
             gallery = _gallery(drawn, label, "examples")
         with gr.Column(elem_id="look"):
             outputs = _add_outputs()
-    upload.change(answer, upload, outputs, concurrency_id="network")
-    answered = gallery.select(answer_drawn, None, outputs, concurrency_id="network")
-    answered.then(js=SCROLL.format("look"))
+    for answered in (
+        upload.change(answer, upload, outputs, concurrency_id="network"),
+        gallery.select(answer_drawn, None, outputs, **CLICKS),
+    ):
+        answered.then(js=SCROLL.format("look"))
 
 
 def known_classes(model: LitCustomResNet) -> str:
@@ -243,13 +248,12 @@ def escape(name: str) -> str:
 
 def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
     def show(true: int) -> list[Any]:
-        pictures = mistakes.gallery(true)
+        pictures = gr.Gallery(mistakes.gallery(true), selected_index=None)
         hidden = gr.Column(visible=False)
-        return [gr.Gallery(pictures, selected_index=None), hidden, *_as_shown(None)]
+        return [pictures, mistakes.most_confident(true), hidden, *_as_shown(None)]
 
-    def answer(true: int, event: gr.SelectData) -> list[Any]:
-        place = mistakes.most_confident(true)[event.index]
-        found = mistakes.look(model, place)
+    def answer(shown: list[int], event: gr.SelectData) -> list[Any]:
+        found = mistakes.look(model, shown[event.index])
         return [gr.Column(visible=True), *_as_shown(found)]
 
     choice = gr.Dropdown(
@@ -259,10 +263,13 @@ def _add_mistakes(model: LitCustomResNet, mistakes: Mistakes) -> None:
         with gr.Column(scale=2):
             label = "Most confident mistakes: true class → predicted (probability)"
             gallery = _gallery(mistakes.gallery(EVERY_CLASS), label, "mistakes")
+            # Of what is in the gallery, which may not be what was chosen last. A
+            # gr.State would be that of the server, which is ahead of the page.
+            shown = gr.JSON(mistakes.most_confident(EVERY_CLASS), visible=False)
         with gr.Column(elem_id="answer", visible=False) as column:
             outputs = [column, *_add_outputs()]
-    choice.change(show, choice, [gallery, *outputs], concurrency_id="network")
-    answered = gallery.select(answer, choice, outputs, concurrency_id="network")
+    choice.change(show, choice, [gallery, shown, *outputs], concurrency_id="network")
+    answered = gallery.select(answer, shown, outputs, **CLICKS)
     answered.then(js=SCROLL.format("answer"))
 
 
