@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ class Run(NamedTuple):
         limit = getattr(self.config, f"limit_{split}_batches")
         if not limit:
             return "none"
-        return f"{size:,}" if str(limit) == "1.0" else f"part of {size:,}"  # 1 is one
+        return f"{size:,}" if str(limit) == "1.0" else f"a part of {size:,}"  # 1 is one
 
     def best_epoch(self) -> Row | None:
         """The row of the first epoch with the best validation accuracy, if any."""
@@ -127,7 +128,7 @@ def read_run(
     config = _read_config(path / "config.yaml")
     if data_dir is not None:
         config = replace(config, data_dir=data_dir)
-    metrics = _read(path / "metrics.json", json.loads, METRICS)
+    metrics = _read(path / "metrics.json", _parse_metrics, METRICS)
     rows = _read(path / "metrics.csv", _parse_rows, ())
     return Run(path, config, metrics, rows, _read_range_test(path / "lr_finder.json"))
 
@@ -302,28 +303,52 @@ def _read(path: Path, parse: Callable[[str], Any], keys: Sequence[str]) -> Any:
 def _read_config(path: Path) -> Config:
     values = _read(path, yaml.safe_load, FLAGS)
     try:
-        return Config(**values)
+        config = Config(**values)
     except (InputError, TypeError) as error:
         raise InputError(
             f"{path}: {error}; give a run of this version of train.py"
         ) from None
+    if config.lr == "auto":
+        raise InputError(f"{path} has no rate; give a run of this version of train.py")
+    return config
 
 
 def _read_range_test(path: Path) -> RangeTest | None:
     if not path.is_file():
         return None
-    found = _read(path, json.loads, RangeTest._fields)
+    found = _read(path, _parse_range_test, RangeTest._fields)
     losses = [np.nan if loss is None else loss for loss in found["losses"]]
     return RangeTest(found["lrs"], losses, tuple(found["valley"]), found["lr"])
 
 
+def _parse_metrics(text: str) -> Any:
+    metrics = json.loads(text)
+    if isinstance(metrics, dict):
+        always = {metrics.get(name, 0) for name in ("max_lr", "seconds", "epochs")}
+        shares = {share for name, share in metrics.items() if "/acc" in name} - {None}
+        if not all(math.isfinite(value) for value in always | shares):
+            raise ValueError("not a number")
+    return metrics
+
+
+def _parse_range_test(text: str) -> Any:
+    found = dict(json.loads(text))
+    if {*RangeTest._fields} <= {*found}:
+        low, high = found["valley"]
+        if not 0 < len(found["lrs"]) == len(found["losses"]) or not low <= high:
+            raise ValueError("not a loss a rate")
+    return found
+
+
 def _parse_rows(text: str) -> list[Row]:
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if any(not row.get("epoch") or not row.get("step") for row in rows):
-        raise ValueError("not a row an epoch")
-    return [
-        {name: float(value) for name, value in row.items() if value} for row in rows
+    rows = [
+        {name: float(value) for name, value in row.items() if value}
+        for row in csv.DictReader(io.StringIO(text))
     ]
+    for row in rows:
+        if "epoch" not in row or not 1 <= row.get("step", 0) < math.inf:
+            raise ValueError("not a row an epoch")
+    return rows
 
 
 def _parameters(run: Run, evaluation: Evaluation) -> int:

@@ -97,7 +97,19 @@ class Page(HTMLParser):
 
 
 OTHER = yaml.safe_dump(Config().record() | {"colour": 1})
+NO_RATE = yaml.safe_dump(Config().record())
 WRONG = yaml.safe_dump(Config().record() | {"seed": -1})
+
+
+def changed(**values: Any) -> bytes:
+    """A metrics.json with some other values."""
+    return json.dumps(METRICS | values).encode()
+
+
+def range_test_with(**values: Any) -> bytes:
+    """A lr_finder.json likewise."""
+    test = {"lrs": [0.1, 0.2], "losses": [2.0, 1.0], "valley": [0.1, 0.2], "lr": 0.1}
+    return json.dumps(test | values).encode()
 
 
 def make_run(folder: Path) -> Run:
@@ -195,6 +207,28 @@ def test_one_accuracy_where_the_run_tested_alike(tmp_path: Path) -> None:
     page = write(tmp_path, run=run._replace(metrics=METRICS | {"test/acc": 23 / 30}))
     assert page.text.count("76.67 %") == 1 + 1 + 1  # title, headline, table
     assert "It puts" not in page.text
+
+
+def test_what_a_limit_left_out_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    limits: dict[str, Any] = {"limit_test_batches": 0.1, "limit_train_batches": 1}
+    page = write(tmp_path, run=run._replace(config=replace(run.config, **limits)))
+    for text in (
+        "90.35 % of a part of 30 images",
+        "a part of 4,500 81.00 %",
+        "the accuracy above is of the part that --limit_test_batches 0.1 left.",
+    ):
+        assert text in page.text
+    assert "in 32-true" not in page.text
+
+
+def test_a_resumed_run_is_repeated_from_its_beginning(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    command = "python train.py --name 'a b' --ckpt_path last --seed 3"
+    page = write(tmp_path, run=run._replace(metrics=METRICS | {"command": command}))
+    assert "python train.py --name 'a b' --seed 3" in page.text
+    assert "It was resumed; commit, device and versions are those of its" in page.text
+    assert "It was resumed" not in write(tmp_path).text
 
 
 def test_the_date_is_that_of_the_first_file_for_tensorboard(tmp_path: Path) -> None:
@@ -405,6 +439,18 @@ def test_a_run_that_is_not_finished(quick_train: Train) -> None:
         ("metrics.json", b"[1]", "metrics.json has no train/acc"),
         ("metrics.json", b"7", "metrics.json is damaged"),
         ("metrics.json", b"[" * 10_000, "metrics.json is damaged"),
+        ("metrics.json", changed(seconds=None), "metrics.json is damaged"),
+        ("metrics.json", changed(max_lr="0.1"), "metrics.json is damaged"),
+        ("metrics.json", changed(**{"val/acc": math.nan}), "metrics.json is damaged"),
+        ("lr_finder.json", b'["lrs", "losses", "valley", "lr"]', "json is damaged"),
+        ("lr_finder.json", range_test_with(losses=[1.0]), "lr_finder.json is damaged"),
+        (
+            "lr_finder.json",
+            range_test_with(lrs=[], losses=[]),
+            "lr_finder.json is damaged",
+        ),
+        ("lr_finder.json", range_test_with(valley=None), "lr_finder.json is damaged"),
+        ("config.yaml", NO_RATE.encode(), "config.yaml has no rate"),
         ("config.yaml", b"lr: [", "config.yaml is damaged"),
         ("config.yaml", b"lr: 1", "config.yaml has no data"),
         ("config.yaml", OTHER.encode(), "config.yaml: .*colour"),
@@ -414,6 +460,8 @@ def test_a_run_that_is_not_finished(quick_train: Train) -> None:
         ("metrics.csv", b"step\nx\n", "metrics.csv is damaged"),
         ("metrics.csv", b"lr\n1\n", "metrics.csv is damaged"),
         ("metrics.csv", b"step,lr\n1,1\n", "metrics.csv is damaged"),
+        ("metrics.csv", b"epoch,step\n0,0\n", "metrics.csv is damaged"),
+        ("metrics.csv", b"epoch,step\n0,inf\n", "metrics.csv is damaged"),
     ],
 )
 def test_a_damaged_file_is_named(
