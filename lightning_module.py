@@ -263,8 +263,8 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
 def one_cycle(optimizer: Optimizer, max_lr: float, steps: int) -> OneCycleLR:
     """One cycle of the learning rate, straight up and straight down.
 
-    It begins at a 25th of the maximum and ends at 1/250,000. It also moves Adam's first
-    beta, from 0.95 to 0.85 and back.
+    It begins at a 25th of the maximum, where there are five steps or more, and ends at
+    1/250,000. It also moves Adam's first beta, from 0.95 to 0.85 and back.
 
     Args:
         optimizer: What it sets, now to the values of the first step.
