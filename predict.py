@@ -110,7 +110,8 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
                 f"{one_line(name)}: no image ({', '.join(FORMATS)}) in this folder; "
                 "give another, or files"
             )
-        say_others(name, [file for file in files if file not in {*found}])
+        images = {*found}
+        say_others(name, [file for file in files if file not in images])
         yield from found
 
 

@@ -85,11 +85,10 @@ def _read_cells(file: Path, columns: Sequence[str]) -> list[list[str]]:
     try:
         # Spreadsheets put a mark before UTF-8, and leave rows of commas only.
         with file.open(newline="", encoding="utf-8-sig") as opened:
-            header, *rows = [cells for cells in csv.reader(opened) if any(cells)] or [
-                []
-            ]
+            found = [cells for cells in csv.reader(opened) if any(cells)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no CSV file ({error}); give another") from None
+    header, *rows = found or [[]]
     if len({*header}) < len(header):
         raise InputError(
             f"{file} has two columns of the same name; mend it, or give another file"

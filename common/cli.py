@@ -188,9 +188,8 @@ def end_together(program: str, message: str, code: int) -> NoReturn:
     if getattr(rank_zero_only, "rank", 0) != 0:
         sys.exit(0)  # or Lightning's launcher would kill the first one for it
     show_traceback()
-    print(
-        f"\n{program}: {one_line(message)}", file=sys.stderr
-    )  # a bar may be on this line
+    # On a line of its own: a bar may be on this one.
+    print(f"\n{program}: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 
