@@ -15,6 +15,7 @@ from analysis.report import read_run
 from analysis.weights import read_weights
 from benchmarks import ship as script
 from benchmarks.model_card import ROBUST
+from benchmarks.recipes import name_of
 from benchmarks.runs import add_run, read_runs
 from benchmarks.ship import (
     median_run,
@@ -64,7 +65,7 @@ def test_the_median_run_is_shipped_with_what_it_reaches(
     ship(str(folders[2]), str(image_folder), "runs.csv")
     saved = read_weights(shipped)
     measured = saved["measured"]
-    recipe = f"mine on {image_folder.name}, 1 epochs"
+    recipe = f"mine on {name_of(image_folder)}, 1 epochs"
     assert (measured["recipe"], measured["seed"]) == (recipe, 2)
     found = evaluate(str(shipped), data_dir=str(image_folder), tta="flip")
     for name in ("test/acc", "test/acc_tta", "test/loss"):
