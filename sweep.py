@@ -52,8 +52,10 @@ FREE_TEXT = PATHS | {
 JUDGING = ("val_size", "limit_val_batches", "limit_test_batches", "tta")
 USELESS = ("ckpt_path", "overwrite", "fast_dev_run")
 # With another value, trials do not compare.
-FIXED = (*SHAPING, "lr", "lr_steps", "lr_finder", "data", "limit_val_batches")
-FIXED += ("precision",)
+FIXED = (
+    *SHAPING,
+    *("lr", "lr_steps", "lr_finder", "data", "limit_val_batches", "precision"),
+)
 STUDY_LOCK = ".study.lock"
 HOPELESS = 3  # trials that all failed
 

@@ -180,7 +180,8 @@ def write_report(
         name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
     words = shlex.split(run.metrics["command"])
-    command = shlex.join(without_flags(words, "--ckpt_path"))  # from the beginning on
+    from_the_beginning = without_flags(words, "--ckpt_path")
+    command = shlex.join(from_the_beginning)
     return write_page(
         path or run.path / "report.html",
         "report.html",
@@ -189,7 +190,7 @@ def write_report(
         best=run.best_epoch(),
         evaluation=evaluation,
         sizes=images.sizes,
-        resumed="--ckpt_path" in {word.split("=")[0] for word in words},
+        resumed=from_the_beginning != words,
         samples=_strip(images.samples),
         parameters=_parameters(run, evaluation),
         drawings=drawings,
