@@ -81,7 +81,8 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return _output("git", "-C", str(PROJECT), *arguments)
+    # Without a lock of the index, which would stay if git were ended by the time limit.
+    return _output("git", "--no-optional-locks", "-C", str(PROJECT), *arguments)
 
 
 def _output(*command: str) -> str:

@@ -148,8 +148,11 @@ def test_only_code_makes_a_commit_dirty(
     git("add", *files)
     git("commit", "-m", "all")
     monkeypatch.setattr(provenance, "PROJECT", tmp_path.resolve())
+    os.utime(tmp_path / files[2], (0, 0))  # git would note that in its index
+    index = (tmp_path / ".git/index").read_bytes()
     clean = provenance.commit()
     assert re.fullmatch("[0-9a-f]{40}", clean)
+    assert (tmp_path / ".git/index").read_bytes() == index
     for name in files[:2]:
         (tmp_path / name).write_text("more")
     assert provenance.commit() == clean
