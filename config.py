@@ -194,6 +194,10 @@ class Config:
     """Share of each target that is spread over all classes."""
     ema_decay: float = option(0.0, BELOW_ONE, shapes=True)
     """Average the weights, keeping up to this share of it at each step."""
+    sam_radius: float = option(0.0, NOT_NEGATIVE, shapes=True)
+    """SAM: take gradients where the loss is worst within this distance; 0 for not."""
+    sam_share: float = option(0.25, SHARE, shapes=True)
+    """Last share of the training with SAM, whose steps take twice as long."""
     net: str = option("custom_resnet", NETWORK, shapes=True)
     """Network to train, a name in networks.py."""
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
@@ -288,12 +292,14 @@ class Config:
             raise InputError(
                 "--overwrite and --ckpt_path contradict each other; give one of them"
             )
-        if self.ema_decay and self.precision in ("bf16-true", "16-true"):
-            raise InputError(
-                f"--ema_decay {self.ema_decay} needs more digits than --precision "
-                f"{self.precision} has: its steps would be rounded away; give "
-                f"{self.precision.replace('true', 'mixed')}"
-            )
+        for name in ("ema_decay", "sam_radius"):
+            value = getattr(self, name)
+            if value and self.precision in ("bf16-true", "16-true"):
+                raise InputError(
+                    f"--{name} {value} needs more digits than --precision "
+                    f"{self.precision} has: its steps would be rounded away; give "
+                    f"{self.precision.replace('true', 'mixed')}"
+                )
 
     def loggers(self) -> list[str]:
         """The loggers, each once."""

@@ -68,10 +68,12 @@ def test_averages_are_of_the_type_of_the_weights(
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_weights_of_few_digits_have_no_average(precision: Any) -> None:
+@pytest.mark.parametrize("flag", ["ema_decay", "sam_radius"])
+def test_weights_of_few_digits_take_no_small_steps(precision: Any, flag: str) -> None:
     """A bf16 number stays as it is where less than a 512th is added."""
-    with pytest.raises(InputError, match=r"--ema_decay 0\.99 needs more .*16-mixed$"):
-        Config(precision=precision, ema_decay=0.99)
+    some: Any = {flag: 0.1}
+    with pytest.raises(InputError, match=rf"--{flag} 0\.1 needs more .*16-mixed$"):
+        Config(precision=precision, **some)
 
 
 def test_a_network_without_counters_has_an_average() -> None:

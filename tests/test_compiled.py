@@ -42,8 +42,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_compiled_run_has_the_same_weights_and_names(
     quick_train: Train, eager: list[str]
 ) -> None:
-    plain = quick_train(name="plain", ema_decay=0.9)
-    compiled = quick_train(name="compiled", ema_decay=0.9, compile=True)
+    flags = {"ema_decay": 0.9, "sam_radius": 0.1}
+    plain = quick_train(name="plain", **flags)
+    compiled = quick_train(name="compiled", compile=True, **flags)
     assert eager == ["default"]
     paths = [
         Path(f"runs/{name}/checkpoints/last.ckpt") for name in ("plain", "compiled")

@@ -86,6 +86,7 @@ def test_a_record_leaves_out_what_only_places_a_run() -> None:
 def test_what_shapes_a_run() -> None:
     assert [
         *("max_epochs", "batch_size", "weight_decay", "label_smoothing", "ema_decay"),
+        *("sam_radius", "sam_share"),
         *(
             "net",
             "base_width",

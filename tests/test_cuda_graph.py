@@ -165,7 +165,7 @@ def test_a_run_captures_before_its_first_step(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", mocked_graphs)
     monkeypatch.setattr("training.cuda_graph.obstacle", lambda _: None)
-    quick_train()
+    quick_train(sam_radius=0.1)
     expected = weights()
-    quick_train(cuda_graph=True, overwrite=True)
+    quick_train(sam_radius=0.1, cuda_graph=True, overwrite=True)
     assert_same(weights(), expected)

@@ -161,7 +161,7 @@ def wait_until_both_are_there() -> None:
 def test_processes_keep_the_same_weights_and_validate_with_them(
     start_two: Callable[..., Processes], image_folder: Path
 ) -> None:
-    assert end(start_two("--max_epochs", "2")) == [0, 0]
+    assert end(start_two("--max_epochs", "2", "--sam_radius", "0.1")) == [0, 0]
     first, second = (torch.load(f"rank{rank}.pt") for rank in range(2))
     for name, parameter in weights().items():
         assert torch.equal(first[name], parameter)

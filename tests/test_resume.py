@@ -44,11 +44,14 @@ def kill_in_epoch(
     monkeypatch.setattr(Guard, "on_train_batch_end", die)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, pytest.param(0.9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "more",
+    [{"sam_radius": 0.1}, pytest.param({"ema_decay": 0.9}, marks=pytest.mark.slow)],
+)
 def test_resumed_run_ends_like_an_unbroken_one(
-    quick_train: Train, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+    quick_train: Train, monkeypatch: pytest.MonkeyPatch, more: dict[str, float]
 ) -> None:
-    flags = {"max_epochs": 3, "lr": "auto", "lr_steps": 40, "ema_decay": ema_decay}
+    flags: dict[str, Any] = {"max_epochs": 3, "lr": "auto", "lr_steps": 40, **more}
     unbroken = quick_train(name="unbroken", **flags)
     with monkeypatch.context() as patch:
         kill_in_epoch(2, patch)

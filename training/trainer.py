@@ -21,6 +21,7 @@ from training.progress import EpochTable, RunProgressBar
 from training.resume import Checkpoint
 from training.run_folder import RunFolder
 from training.saving import BackgroundCheckpointIO
+from training.sharpness import SharpnessAware
 from training.tensorboard import TensorBoardDetails
 
 
@@ -96,6 +97,8 @@ def _build_callbacks(
     callbacks: list[Callback] = [RunProgressBar(), clock]
     if config.ema_decay:
         callbacks.append(ExponentialAverage(config.ema_decay))
+    if config.sam_radius:
+        callbacks.append(SharpnessAware(config.sam_radius, config.sam_share))
     if config.cuda_graph:
         callbacks.append(CudaGraph())
     if config.fast_dev_run:
