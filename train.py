@@ -157,8 +157,8 @@ def train_in(
     )
     step = saved["global_step"] if saved else 0
     show_start(config, hardware, images, spent.net, step)
-    lr, test = settle_lr(config, images, hardware, saved, spent)
-    show_lr(lr, origin_of_lr(config, saved))
+    lr, lr_origin, test = settle_lr(config, images, hardware, saved, spent)
+    show_lr(lr, lr_origin)
     config = replace(config, lr=lr, init_from=_absolute(config.init_from))
     module = build_module(config, images, weights)
     run.begin()
@@ -255,17 +255,17 @@ def settle_lr(
     hardware: Hardware,
     saved: Checkpoint | None,
     spent: LitCustomResNet,
-) -> tuple[float, RangeTest | None]:
-    """The maximum LR: the checkpoint's, the user's, or the pick of a range test.
+) -> tuple[float, str, RangeTest | None]:
+    """The maximum LR, where it is from in words, and the range test if there was one.
 
     The test is what the module `spent` is for.
     """
     if saved is not None:
-        return saved["config"]["lr"], None
+        return saved["config"]["lr"], "that of the checkpoint", None
     if config.lr != "auto":
-        return config.lr, None
+        return config.lr, "as given", None
     if config.fast_dev_run:
-        return FAST_DEV_LR, None
+        return FAST_DEV_LR, "for a trial", None
     as_the_run = {
         "deterministic": config.deterministic,
         "benchmark": cudnn_benchmark(
@@ -280,16 +280,7 @@ def settle_lr(
         config.lr_steps,
         hardware.arguments | as_the_run,
     )
-    return test.lr, test
-
-
-def origin_of_lr(config: Config, saved: Checkpoint | None) -> str:
-    """Where `settle_lr` has the rate from, in words."""
-    if saved is not None:
-        return "that of the checkpoint"
-    if config.lr != "auto":
-        return "as given"
-    return "for a trial" if config.fast_dev_run else "found by the LR range test"
+    return test.lr, "found by the LR range test", test
 
 
 def build_module(

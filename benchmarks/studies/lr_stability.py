@@ -76,7 +76,7 @@ def measure(config: Config) -> dict[str, Any]:
     hardware = choose_hardware(config.accelerator, precision=config.precision)
     images = load_images(config)
     spent = build_module(replace(config, lr=FAST_DEV_LR, compile=False), images)
-    _, test = settle_lr(config, images, hardware, None, spent)
+    *_, test = settle_lr(config, images, hardware, None, spent)
     assert test is not None  # for the rate is auto
     return {
         "date": today(),
