@@ -211,30 +211,26 @@ def figures_of(
 
 def find_checkpoint(
     run: RunFolder, config: Config
-) -> tuple[Path, Checkpoint] | tuple[None, None]:
+) -> tuple[Path | None, Checkpoint | None]:
     """The checkpoint to go on from and what is in it, if the user wants one.
 
     Raises:
         InputError: It cannot be used, or a new run would mix with the folder's.
     """
-    if config.ckpt_path is None:
-        if not config.overwrite and not config.fast_dev_run:
-            run.check_free()
-        return None, None
-    if config.ckpt_path != "last":
+    path: Path | None = None
+    saved: Checkpoint | None = None
+    if config.ckpt_path == "last":
+        path, saved = read_newest(run.newest_checkpoints()) or (None, None)
+    elif config.ckpt_path is not None:
         path = Path(config.ckpt_path)
-        if not config.fast_dev_run:
-            run.check_free(path)
         saved = read_checkpoint(path)
-        if not run.is_own:  # to the loggers, too, it is another run
-            saved.pop("loggers", None)
-        return path, saved
-    newest = read_newest(run.newest_checkpoints()) or (None, None)
-    if not config.fast_dev_run:
-        run.check_free(newest[0])
-    if newest[0] is None:
+    if not config.overwrite and not config.fast_dev_run:
+        run.check_free(path)
+    if saved is None and config.ckpt_path is not None:
         log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
-    return newest
+    if saved is not None and not run.is_own:  # to the loggers, too, it is another run
+        saved.pop("loggers", None)
+    return path, saved
 
 
 def _absolute(path: str | Path | None) -> Path | None:
