@@ -159,7 +159,8 @@ def train_in(
     show_start(config, hardware, images, spent.net, step)
     lr, lr_origin, test = settle_lr(config, images, hardware, saved, spent)
     show_lr(lr, lr_origin)
-    config = replace(config, lr=lr, init_from=_absolute(config.init_from))
+    init_from = config.init_from and Path(config.init_from).absolute()
+    config = replace(config, lr=lr, init_from=init_from)
     module = build_module(config, images, weights)
     run.begin()
     history = History(None if run.is_trial else run.metrics_csv)
@@ -231,10 +232,6 @@ def find_checkpoint(
     if saved is not None and not run.is_own:  # to the loggers, too, it is another run
         saved.pop("loggers", None)
     return path, saved
-
-
-def _absolute(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).absolute()
 
 
 def load_images(config: Config) -> CIFAR10DataModule:

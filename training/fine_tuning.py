@@ -49,7 +49,8 @@ def starting_weights(
         value = fitting.pop(name)
         if is_known:
             value = value[[before.index(one) for one in classes]]
-            fitting[name] = value * (_logit_scale(origin) / config.logit_scale)
+            before_scale = float(origin["hyper_parameters"].get("logit_scale", 1.0))
+            fitting[name] = value * (before_scale / config.logit_scale)
     if not any(value.ndim for value in fitting.values()):  # more than counters
         raise InputError(
             f"--init_from {config.init_from}: no weight in it fits --net {config.net} "
@@ -71,10 +72,6 @@ def _state(origin: Checkpoint) -> dict[str, Tensor]:
         for name, value in (state.items() if isinstance(state, dict) else ())
         if isinstance(value, Tensor)
     }
-
-
-def _logit_scale(origin: Checkpoint) -> float:
-    return float(origin["hyper_parameters"].get("logit_scale", 1.0))
 
 
 def _shapes(config: Config, num_classes: int) -> dict[str, torch.Size]:
