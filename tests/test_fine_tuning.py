@@ -18,7 +18,6 @@ from analysis.loading import WEIGHTS, load_model, read_trained
 from benchmarks.studies import fine_tuning
 from common.errors import InputError
 from config import Config
-from conftest import CLASSES
 from export import export
 from images.sources import load_split
 from images.synthetic import draw_shapes
@@ -26,7 +25,6 @@ from lightning_module import LitCustomResNet
 from networks import build_network
 from run_files import LAST, weights
 from train import build_module, load_images
-from training.checkpoint import AtomicCheckpointIO
 from training.fine_tuning import starting_weights
 from training.resume import Checkpoint
 
@@ -177,7 +175,7 @@ def test_a_run_goes_on_as_it_began(origin: Path, quick_train: Train) -> None:
         quick_train(name="n", init_from="gone.ckpt", ckpt_path="gone.ckpt")
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "foreign", "no state"])
+@pytest.mark.parametrize("kind", ["missing", "text", "foreign"])
 def test_a_bad_file_is_one_line_and_nothing_is_written(
     kind: str, quick_train: Train
 ) -> None:
@@ -186,9 +184,6 @@ def test_a_bad_file_is_one_line_and_nothing_is_written(
         path.write_text("no weights")
     if kind == "foreign":
         save_file({"a": torch.ones(2)}, path)
-    if kind == "no state":
-        content = checkpoint(CLASSES) | {"state_dict": {"net.fc.weight": 3}}
-        AtomicCheckpointIO().save_checkpoint(content, path)
     with pytest.raises(InputError, match=rf"^--init_from {path}: ") as refused:
         quick_train(init_from=str(path))
     assert "\n" not in str(refused.value)

@@ -35,7 +35,9 @@ def starting_weights(
     Raises:
         InputError: Nothing in it fits.
     """
-    theirs = _state(origin)
+    theirs = {
+        name.removeprefix("net."): value for name, value in origin["state_dict"].items()
+    }
     ours, larger = (_shapes(config, len(classes) + more) for more in (0, 1))
     fitting = {
         name: theirs[name]
@@ -62,16 +64,6 @@ def starting_weights(
         f"classifier {kept} {len(classes)} classes"
     )
     return fitting
-
-
-def _state(origin: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of the network in a checkpoint, by their names in the network."""
-    state = origin["state_dict"]
-    return {
-        name.removeprefix("net."): value
-        for name, value in (state.items() if isinstance(state, dict) else ())
-        if isinstance(value, Tensor)
-    }
 
 
 def _shapes(config: Config, num_classes: int) -> dict[str, torch.Size]:
