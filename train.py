@@ -29,12 +29,7 @@ from config import Config, Start, configured
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
 from machine import memory, provenance
-from machine.hardware import (
-    Hardware,
-    check_compiler,
-    choose_hardware,
-    cudnn_benchmark,
-)
+from machine.hardware import Hardware, check_compiler, choose_hardware
 from training.checks import check_images, check_processes
 from training.compiled import compile_objective
 from training.fine_tuning import starting_weights
@@ -49,7 +44,7 @@ from training.resume import (
 )
 from training.run_folder import RunFolder
 from training.terminal import show_end, show_lr, show_start
-from training.trainer import build_trainer
+from training.trainer import build_trainer, shared_arguments
 
 log = logging.getLogger(__name__)
 
@@ -259,20 +254,8 @@ def settle_lr(
         return config.lr, "as given", None
     if config.fast_dev_run:
         return FAST_DEV_LR, "for a trial", None
-    as_the_run = {
-        "deterministic": config.deterministic,
-        "benchmark": cudnn_benchmark(
-            hardware.device, deterministic=config.deterministic
-        ),
-        "sync_batchnorm": config.sync_batchnorm,
-    }
-    test = range_test(
-        spent,
-        images,
-        config.lr_finder,
-        config.lr_steps,
-        hardware.arguments | as_the_run,
-    )
+    as_the_run = shared_arguments(config, hardware)
+    test = range_test(spent, images, config.lr_finder, config.lr_steps, as_the_run)
     return test.lr, "found by the LR range test", test
 
 

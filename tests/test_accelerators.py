@@ -168,7 +168,7 @@ def test_training_range_test_and_evaluation_try_them(
 ) -> None:
     cudnn: Any = torch.backends.cudnn
     seen: list[bool] = []
-    for place in ("training.trainer", "train", "evaluate"):
+    for place in ("training.trainer", "evaluate"):
         monkeypatch.setattr(f"{place}.cudnn_benchmark", lambda *_, **__: True)
     step, forward = LitCustomResNet.training_step, LitCustomResNet.test_step
 

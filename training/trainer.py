@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -65,7 +66,7 @@ def build_trainer(
     )
     callbacks = _build_callbacks(config, run, loggers, images, history, clock)
     return pl.Trainer(
-        **hardware.arguments,
+        **shared_arguments(config, hardware),
         max_epochs=config.max_epochs,
         logger=loggers or False,
         callbacks=[*others, *callbacks, guard],
@@ -79,10 +80,17 @@ def build_trainer(
         log_every_n_steps=0,  # everything is logged once an epoch
         enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,  # `show_start` says what is trained
-        deterministic=config.deterministic,
-        benchmark=cudnn_benchmark(hardware.device, deterministic=config.deterministic),
-        sync_batchnorm=config.sync_batchnorm,
     )
+
+
+def shared_arguments(config: Config, hardware: Hardware) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer that a range test has from the training."""
+    deterministic = config.deterministic
+    return hardware.arguments | {
+        "deterministic": deterministic,
+        "benchmark": cudnn_benchmark(hardware.device, deterministic=deterministic),
+        "sync_batchnorm": config.sync_batchnorm,
+    }
 
 
 def _build_callbacks(
