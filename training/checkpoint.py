@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -90,22 +91,15 @@ def checkpoint_callbacks(folder: Path, *, best: bool) -> list[ModelCheckpoint]:
     `save_last=True` of Lightning's would be the last *best* epoch. "last" comes after
     "best", so that the newest score is in it; `BackgroundCheckpointIO` counts on it.
     """
-    last = KeptCheckpoint(
-        folder, "last", enable_version_counter=False, save_on_train_epoch_end=True
+    keep = partial(
+        KeptCheckpoint,
+        folder,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
     )
-    if not best:
-        return [last]
-    return [
-        KeptCheckpoint(
-            folder,
-            BEST.removesuffix(".ckpt"),
-            monitor="val/acc",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        ),
-        last,
-    ]
+    name = BEST.removesuffix(".ckpt")
+    first = [keep(name, monitor="val/acc", mode="max")] if best else []
+    return [*first, keep("last")]
 
 
 class ConfigInCheckpoint(Callback):
