@@ -153,16 +153,16 @@ def _steps_logged(saved: Checkpoint | None) -> int:
     return int(saved["global_step"]) - len(saved["callbacks"]["History"]["lrs"])
 
 
-def _wandb(run: RunFolder, version: str | None) -> Logger:
-    return WandbLogger(
-        name=run.path.name,
-        save_dir=os.environ.get("WANDB_DIR", run.path),
-        version=version,
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
-    )
-
-
-def _mlflow(run: RunFolder, version: str | None) -> Logger:
+def _new_logger(name: str, run: RunFolder, version: str | None) -> Logger:
+    if name == "csv":  # in a folder of its own, a new one at a resume
+        return CSVLogger(run.path, "csv")
+    if name == "wandb":
+        return WandbLogger(
+            name=run.path.name,
+            save_dir=os.environ.get("WANDB_DIR", run.path),
+            version=version,
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+        )
     runs = run.path.parent.resolve()
     uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
@@ -181,23 +181,11 @@ def mlflow_store(runs: Path) -> str:
     return f"sqlite:///{(runs.resolve() / 'mlflow.db').as_posix()}"
 
 
-def _csv(run: RunFolder, _: str | None) -> Logger:
-    """In a folder of its own, as it has a metrics.csv, too; a new one at a resume."""
-    return CSVLogger(run.path, "csv")
-
-
-BUILDERS: dict[str, Callable[[RunFolder, str | None], Logger]] = {
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-    "csv": _csv,
-}
-
-
 def _opened(name: str, run: RunFolder, version: str | None) -> Logger:
     """A logger that has begun its run, or goes on with it."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     try:
-        logger = BUILDERS[name](run, version)
+        logger = _new_logger(name, run, version)
         _ = logger.experiment  # type: ignore[attr-defined]
         return logger
     except Exception as error:  # of theirs, of a database, of the network
