@@ -26,6 +26,7 @@ from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from training.guard import Guard
 from training.history import History
+from training.saving import BackgroundCheckpointIO
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -267,7 +268,11 @@ def two_alike(step: int = 2, **known: Any) -> Any:
             return both.amax()
         return both.sum() if reduce_op == "sum" else both.float().mean()
 
-    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"),
+        reduce=reduce,
+        checkpoint_io=BackgroundCheckpointIO(),
+    )
     return SimpleNamespace(
         world_size=2, global_rank=0, global_step=step, strategy=strategy, **known
     )

@@ -167,6 +167,7 @@ class Guard(Checkpoint):
             bad_step = trainer.global_step - 1
         if bad_step >= 0:
             lr = self.history.lrs[bad_step - trainer.global_step]
+            _wait_for_checkpoints(trainer)
             good = (*self.newest_checkpoints(), "none")[0]
             raise DivergedError(
                 f"the loss or a weight was not finite at step {bad_step}, where the LR "

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -52,17 +51,11 @@ def build_trainer(
         InputError: A logger refuses.
     """
     loggers = [] if config.fast_dev_run else build_loggers(config, run, saved)
-    saving = BackgroundCheckpointIO()
-
-    def newest_checkpoints() -> list[Path]:
-        saving.wait()
-        return run.newest_checkpoints()
-
     guard = Guard(
         None if config.fast_dev_run else run.checkpoints / "step.ckpt",
         config.ckpt_every_n_steps,
         history,
-        newest_checkpoints,
+        run.newest_checkpoints,
     )
     callbacks = _build_callbacks(config, run, loggers, images, history, clock)
     return pl.Trainer(
@@ -70,7 +63,7 @@ def build_trainer(
         max_epochs=config.max_epochs,
         logger=loggers or False,
         callbacks=[*others, *callbacks, guard],
-        plugins=[saving],
+        plugins=[BackgroundCheckpointIO()],
         default_root_dir=config.output_dir,
         fast_dev_run=int(config.fast_dev_run),
         limit_train_batches=config.limit_train_batches,
