@@ -140,8 +140,7 @@ class RunFolder:
         """
         names = ("last.ckpt", "step.ckpt", "best.ckpt")
         last, step, best = (self.checkpoints / name for name in names)
-        paths = [*_newest_first(filter(Path.exists, (last, step))), best]
-        return [path for path in paths if path.exists()]
+        return _newest_first([last, step]) + _newest_first([best])
 
     def check_free(self, checkpoint: Path | None = None) -> None:
         """Refuse to mix a new run with an old one; `is_own` if it is the same run.
