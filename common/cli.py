@@ -175,12 +175,12 @@ def _report_thread(thread: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(thread)
 
 
-def fail(program: str, message: str, code: int = 2) -> NoReturn:
+def fail(program: str, message: str) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for bad input."""
     show_traceback()
     kill_other_processes()
     print(f"{program}: error: {one_line(message)}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(2)
 
 
 def end_together(program: str, message: str, code: int) -> NoReturn:
