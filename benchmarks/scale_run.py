@@ -18,7 +18,6 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 # isort: split
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
 
 from benchmarks.noise import RandomImages, fit, prepare
 from common import cli
@@ -84,7 +83,7 @@ def scale_run(
         **peaks(hardware.device),
         **provenance.circumstances(hardware),
     }
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if cli.is_first_process():
         print(json.dumps(result))
     return result
 

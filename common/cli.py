@@ -149,7 +149,7 @@ def set_up_messages() -> None:
     """Let our own messages through to the terminal, and of Lightning's the warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_first)  # the others would say the same
+        handler.addFilter(is_first_process)  # the others would say the same
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # no hints and adverts
     for name in ("pytorch_lightning.utilities.rank_zero", "filelock"):
@@ -158,7 +158,7 @@ def set_up_messages() -> None:
     threading.excepthook = _report_thread
 
 
-def _is_first(_: logging.LogRecord) -> bool:
+def is_first_process(*_: object) -> bool:
     """Whether this is the first of all processes, as far as that is known yet."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
@@ -185,7 +185,7 @@ def fail(program: str, message: str) -> NoReturn:
 
 def end_together(program: str, message: str, code: int) -> NoReturn:
     """End for a reason that all processes know; the first one says it for all."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not is_first_process():
         sys.exit(0)  # or Lightning's launcher would kill the first one for it
     show_traceback()
     # On a line of its own: a bar may be on this one.

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from common import signals
+from common.cli import is_first_process
 from common.errors import DivergedError, StoppedError
 from common.signals import SIGNALS
 from training.history import History
@@ -186,7 +186,7 @@ class Guard(Checkpoint):
         if signum == signal.SIGINT and self.signum == signum:
             raise StoppedError(signum)
         self.signum = signum
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_first_process():
             # Not through `print`, which the signal may have interrupted. The terminal
             # may be gone.
             with contextlib.suppress(OSError):

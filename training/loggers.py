@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import (
 from pytorch_lightning.utilities import rank_zero_only
 from torchvision.utils import make_grid
 
+from common.cli import is_first_process
 from common.errors import InputError
 from common.text import one_line
 from config import SHAPING, Config
@@ -139,7 +140,7 @@ def build_loggers(
     for name in config.loggers():
         if name == "tensorboard":
             loggers.append(TensorBoard(run, _steps_logged(saved)))
-        elif getattr(rank_zero_only, "rank", 0) == 0:
+        elif is_first_process():
             loggers.append(_opened(name, run, ids.get(name)))
             if name not in ids:
                 loggers[-1].log_hyperparams(hyperparameters(config))
