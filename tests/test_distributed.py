@@ -26,6 +26,7 @@ from lightning_module import LitCustomResNet
 from run_files import LAST, STEP, assert_same, rows, weights
 from training.guard import Guard
 from training.history import History
+from training.run_folder import RunFolder
 from training.saving import BackgroundCheckpointIO
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
@@ -259,6 +260,9 @@ def test_torchrun_on_two_hosts(image_folder: Path) -> None:
     assert_same(two_hosts, weights(Path("runs/one_host/checkpoints/last.ckpt")))
 
 
+TRIAL = RunFolder("runs", "run", seed=0, trial=True)
+
+
 def two_alike(step: int = 2, **known: Any) -> Any:
     """A trainer of two processes in which the same happens."""
 
@@ -281,7 +285,7 @@ def two_alike(step: int = 2, **known: Any) -> Any:
 @pytest.mark.parametrize("signum", [0, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_is_that_signal(signum: int) -> None:
     """A terminal sends Ctrl-C to each of them."""
-    guard = Guard(None, 0, History(None), list)
+    guard = Guard(TRIAL, 0, History(None))
     guard.signum = signum
     assert guard._agreed_signal(two_alike()) == signum
 
@@ -291,7 +295,7 @@ def test_processes_that_diverge_at_the_same_step_name_it() -> None:
     module.losses = [*torch.tensor([1.0, 1.0, torch.nan, torch.nan])]
     history = History(None)
     history.lrs = [0.1, 0.2, 0.3, 0.4]
-    guard = Guard(None, 0, history, list)
+    guard = Guard(TRIAL, 0, history)
     with pytest.raises(
         DivergedError, match=r"not finite at step 8, where the LR was 0\.3;"
     ):

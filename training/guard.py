@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,6 +16,7 @@ from common.cli import is_first_process
 from common.errors import DivergedError, StoppedError
 from common.signals import SIGNALS
 from training.history import History
+from training.run_folder import RunFolder
 
 STEP_METRICS = ("losses", "accuracies")  # of the module: of each step of an epoch
 ASK_EVERY = 16  # steps after which several processes agree whether a signal came
@@ -43,21 +42,14 @@ class Guard(Checkpoint):
     Put it last: what it saves is what the other callbacks have done.
 
     Args:
-        path: Where `step.ckpt` is; None to save nothing and only stop.
+        run: Where `step.ckpt` goes; of a trial nothing is saved.
         every_n_steps: How often to save it; 0 for at a signal only.
         history: Knows the learning rates.
-        newest_checkpoints: Names those that a run could go on from.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        every_n_steps: int,
-        history: History,
-        newest_checkpoints: Callable[[], list[Path]],
-    ) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
-        self.history, self.newest_checkpoints = history, newest_checkpoints
+    def __init__(self, run: RunFolder, every_n_steps: int, history: History) -> None:
+        self.run, self.every_n_steps, self.history = run, every_n_steps, history
+        self.path = None if run.is_trial else run.checkpoints / "step.ckpt"
         self.signum, self.ask_every = 0, 1
         self.ignored: dict[int, signals.Handler] = {
             signum: handler
@@ -168,7 +160,7 @@ class Guard(Checkpoint):
         if bad_step >= 0:
             lr = self.history.lrs[bad_step - trainer.global_step]
             _wait_for_checkpoints(trainer)
-            good = (*self.newest_checkpoints(), "none")[0]
+            good = (*self.run.newest_checkpoints(), "none")[0]
             raise DivergedError(
                 f"the loss or a weight was not finite at step {bad_step}, where the LR "
                 f"was {lr:.3g}; last good checkpoint: {good}; try a lower --lr, or "

@@ -51,12 +51,7 @@ def build_trainer(
         InputError: A logger refuses.
     """
     loggers = [] if config.fast_dev_run else build_loggers(config, run, saved)
-    guard = Guard(
-        None if config.fast_dev_run else run.checkpoints / "step.ckpt",
-        config.ckpt_every_n_steps,
-        history,
-        run.newest_checkpoints,
-    )
+    guard = Guard(run, config.ckpt_every_n_steps, history)
     callbacks = _build_callbacks(config, run, loggers, images, history, clock)
     return pl.Trainer(
         **shared_arguments(config, hardware),
