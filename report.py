@@ -12,14 +12,7 @@ from typing import Literal
 from analysis.comparison import write_comparison
 from analysis.evaluation import evaluate_images
 from analysis.loading import settle_device
-from analysis.report import (
-    RECORDS,
-    hide_images,
-    open_run,
-    read_images,
-    read_run,
-    write_report,
-)
+from analysis.report import RECORDS, open_run, read_run, write_report
 from common import cli
 from common.files import check_output, expanded
 
@@ -67,28 +60,13 @@ def report(
             public=public,
         )
     else:
-        page = report_run(folders[0], device, data_dir, path, public=public)
+        place = settle_device(device)
+        run = read_run(folders[0], data_dir)
+        model, images = open_run(run)
+        evaluation = evaluate_images(model.to(place), *images.test_set)
+        page = write_report(run, evaluation, images, path, public=public)
     print(page, flush=True)
     return page
-
-
-def report_run(
-    folder: Path,
-    device: Literal["auto", "cpu", "cuda", "mps"],
-    data_dir: str | None,
-    path: Path | None,
-    *,
-    public: bool,
-) -> Path:
-    """Write the report of a run; `report` says what is given, returned and raised."""
-    place = settle_device(device)
-    run = read_run(folder, data_dir)
-    model, images = open_run(run)
-    evaluation = evaluate_images(model.to(place), *images.test_set)
-    if public:
-        evaluation = hide_images(evaluation)
-    shown = read_images(images, public=public)
-    return write_report(run, evaluation, shown, path, public=public)
 
 
 def main() -> None:

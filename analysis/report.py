@@ -91,18 +91,6 @@ class Run(NamedTuple):
         return max(rows, key=lambda row: row["val/acc"], default=None)
 
 
-class Images(NamedTuple):
-    """What a report shows of the images of a run.
-
-    Attributes:
-        sizes: Images of each split.
-        samples: Some of those for training.
-    """
-
-    sizes: dict[str, int]
-    samples: Samples
-
-
 def read_run(
     path: Path, data_dir: str | None = None, files: Sequence[str] = FILES
 ) -> Run:
@@ -158,7 +146,7 @@ def open_run(
 def write_report(
     run: Run,
     evaluation: Evaluation,
-    images: Images,
+    images: CIFAR10DataModule,
     path: Path | None = None,
     *,
     public: bool = False,
@@ -168,14 +156,18 @@ def write_report(
     Args:
         run: A finished run.
         evaluation: Of the network of its last epoch on all test images.
-        images: Its images.
+        images: The run's data module, set up.
         path: The HTML file; None for `report.html` in the run's folder.
-        public: Whether to leave out folders of this machine. The images are left out
-            where `read_images` and `hide_images` have done so.
+        public: Whether to leave out folders of this machine, and to put a drawing in
+            the place of each image.
 
     Raises:
         InputError: The package that fills in the template is missing.
     """
+    stand_in = None
+    if public:
+        evaluation = hide_images(evaluation)
+        stand_in = placeholder()
     drawings = {
         name: svg(draw, name) for name, draw in _drawings(run, evaluation).items()
     }
@@ -189,9 +181,9 @@ def write_report(
         started=run.started(),
         best=run.best_epoch(),
         evaluation=evaluation,
-        sizes=images.sizes,
+        sizes=images.sizes(),
         resumed=from_the_beginning != words,
-        samples=_strip(images.samples),
+        samples=_strip(first_samples(images, SAMPLES, stand_in)),
         parameters=_parameters(run, evaluation),
         drawings=drawings,
         numbered=len(evaluation.classes) <= NUMBERED,
@@ -201,17 +193,6 @@ def write_report(
         shown=without_folders if public else str,
         command=command_without_folders(command) if public else command,
     )
-
-
-def read_images(images: CIFAR10DataModule, *, public: bool = False) -> Images:
-    """What a report shows of the images of a run.
-
-    Args:
-        images: The run's data module, set up.
-        public: Whether a drawing stands in the place of each.
-    """
-    stand_in = placeholder() if public else None
-    return Images(images.sizes(), first_samples(images, SAMPLES, stand_in))
 
 
 def hide_images(evaluation: Evaluation) -> Evaluation:

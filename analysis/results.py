@@ -138,7 +138,7 @@ def _write_report(
         torch.backends.cudnn.benchmark = False
         evaluation = evaluate_images(model, *images.test_set)
         _log_pictures(trainer, evaluation)
-        report.write_report(finished, evaluation, report.read_images(images))
+        report.write_report(finished, evaluation, images)
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
         show_traceback()

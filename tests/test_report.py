@@ -26,7 +26,7 @@ from analysis import results
 from analysis.evaluation import Evaluation, Mistake, calibrate
 from analysis.html import duration, percent, png
 from analysis.report import (
-    Images,
+    SAMPLES,
     Run,
     _read_range_test,
     _strip,
@@ -35,14 +35,14 @@ from analysis.report import (
     lr_schedule,
     open_run,
     placeholder,
-    read_images,
     read_run,
     without_folders,
     write_report,
 )
-from analysis.samples import Samples
+from analysis.samples import Samples, first_samples
 from common.errors import InputError
 from config import Config
+from images.augmentation import Augmentation
 from run_files import rows
 from training.lr_finder import RangeTest
 from training.run_folder import RunFolder
@@ -126,10 +126,15 @@ def make_evaluation(*, mistakes: int = 3) -> Evaluation:
     return Evaluation(CLASSES, counts, calibration, [mistake] * mistakes)
 
 
-def make_images() -> Images:
+def make_images() -> Any:
     pixels = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
-    sizes = {"train": 4500, "val": 0, "test": 30}
-    return Images(sizes, Samples(pixels, pixels.flip(2), torch.tensor([0, 1])))
+    return SimpleNamespace(
+        sizes=lambda: {"train": 4500, "val": 0, "test": 30},
+        train_set=(pixels, torch.tensor([0, 1])),
+        augmentation=Augmentation(),
+        seed=0,
+        fill=pixels[0, 0, 0],
+    )
 
 
 def write(folder: Path, **flags: Any) -> Page:
@@ -290,7 +295,7 @@ def test_what_is_public_has_neither_images_nor_folders(quick_train: Train) -> No
     assert f"\N{HORIZONTAL ELLIPSIS}/{Path(place).name}" in text
     assert place in report.report([str(RUN)], "cpu").read_text(encoding="utf-8")
     _, images = open_run(run)
-    hidden = read_images(images, public=True).samples
+    hidden = first_samples(images, SAMPLES, placeholder())
     assert torch.equal(hidden.originals[0], placeholder())
     assert hidden.augmented.shape == hidden.originals.shape == (10, 32, 32, 3)
     [mistake] = hide_images(make_evaluation(mistakes=1)).mistakes
@@ -334,7 +339,7 @@ def test_samples_are_the_first_batch_of_the_training(quick_train: Train) -> None
     quick_train(max_epochs=1, report=True)
     _, images = open_run(read_run(RUN))
     batch, labels = next(iter(images.train_dataloader()))
-    samples = read_images(images).samples
+    samples = first_samples(images, SAMPLES)
     assert torch.equal(samples.augmented.permute(0, 3, 1, 2), batch[:10])
     assert torch.equal(samples.labels, labels[:10])
 
