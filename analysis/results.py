@@ -69,6 +69,7 @@ def write_start(
 
 
 @rank_zero_only
+@own_style()
 def write_results(
     run: RunFolder,
     trainer: pl.Trainer,
@@ -92,35 +93,17 @@ def write_results(
     if run.is_trial:
         return
     if config.limit_test_batches:
-        _write_confusion(run, trainer, module)
-    _write_end(run, trainer, config, metrics, rows)
-    if config.report and config.limit_test_batches:
-        _write_report(run, trainer, images)
-    end_loggers(trainer.loggers)
-
-
-@own_style()
-def _write_confusion(
-    run: RunFolder, trainer: pl.Trainer, module: LitCustomResNet
-) -> None:
-    figure = confusion_figure(module.confusion, module.hparams["classes"])
-    picture = _write(run, "confusion_matrix.png", figure)
-    log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
-
-
-@own_style()
-def _write_end(
-    run: RunFolder,
-    trainer: pl.Trainer,
-    config: Config,
-    metrics: dict[str, Any],
-    rows: list[Row],
-) -> None:
+        figure = confusion_figure(module.confusion, module.hparams["classes"])
+        picture = _write(run, "confusion_matrix.png", figure)
+        log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
     run.write_metrics(metrics)
     _write(run, "curves.png", curves_figure(rows))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
             logger.log_results(hyperparameters(config), RANKED)
+    if config.report and config.limit_test_batches:
+        _write_report(run, trainer, images)
+    end_loggers(trainer.loggers)
 
 
 def _write_report(
@@ -151,7 +134,6 @@ def _write(run: RunFolder, name: str, figure: Figure) -> NDArray[np.uint8]:
     return picture
 
 
-@own_style()
 def _log_pictures(trainer: pl.Trainer, evaluation: Evaluation) -> None:
     pictures = {
         "test/per_class": per_class_figure(evaluation.counts, evaluation.classes),
