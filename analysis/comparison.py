@@ -1,12 +1,11 @@
 """The comparison of runs: curves, flags that differ, accuracies, on one page."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
-
-from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.html import COLOURS, flag, percent, svg, write_page
@@ -66,12 +65,15 @@ def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -
         InputError: The package that fills in the template is missing.
     """
     entries = read_entries(runs, public=public)
-    shown = without_folders if public else str
+    rows = {entry.name: entry.run.rows for entry in entries}
+    measured = {name for run in runs for row in run.rows for name in row}
     known = {
         name for run in runs for name, value in run.metrics.items() if value is not None
     }
     drawings = {
-        name: svg(draw, f"compare {name}") for name, draw in _drawings(entries).items()
+        name: svg(partial(figures.comparison_figure, rows, name), f"compare {name}")
+        for name in COLUMNS
+        if name in measured
     }
     return write_page(
         path,
@@ -82,7 +84,7 @@ def write_comparison(runs: Sequence[Run], path: Path, *, public: bool = False) -
         accuracies={name: ACCURACIES[name] for name in ACCURACIES if name in known},
         drawings=drawings,
         colours=COLOURS,
-        shown=shown,
+        shown=without_folders if public else str,
     )
 
 
@@ -121,7 +123,10 @@ def find_groups(entries: Sequence[Entry]) -> list[Group]:
         Group(
             [entry.name for entry in group],
             {name: group[0].settings[name] for name in names},
-            {name: spread(_values(group, name)) for name in ACCURACIES},
+            {
+                name: spread([entry.run.metrics.get(name) for entry in group])
+                for name in ACCURACIES
+            },
         )
         for group in groups
     ]
@@ -138,8 +143,9 @@ def _kind(entry: Entry) -> dict[str, str]:
     return kind
 
 
-def spread(shares: Sequence[float]) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """Mean, standard deviation and number, as in "94.18 ± 0.09 %, n = 5"."""
+    shares = [value for value in values if value is not None]
     if not shares:
         return percent(None)
     middle = percent(mean(shares))
@@ -149,25 +155,9 @@ def spread(shares: Sequence[float]) -> str:
     return f"{middle}, n = {len(shares)}"
 
 
-def _values(group: Sequence[Entry], name: str) -> list[float]:
-    found = [entry.run.metrics.get(name) for entry in group]
-    return [share for share in found if share is not None]
-
-
 def _settings(run: Run) -> dict[str, str]:
     values: dict[str, Any] = run.config.record()
     values |= {name: run.metrics[name] for name in CIRCUMSTANCES}
     if run.test is not None:
         values["lr"] = "auto"
     return {name: flag(value) for name, value in values.items()}
-
-
-def _drawings(entries: Sequence[Entry]) -> dict[str, Callable[[], Figure]]:
-    """A figure of each metric that any run has."""
-
-    def draw(metric: str) -> Callable[[], Figure]:
-        rows = {entry.name: entry.run.rows for entry in entries}
-        return lambda: figures.comparison_figure(rows, metric)
-
-    there = {name for entry in entries for row in entry.run.rows for name in row}
-    return {metric: draw(metric) for metric in COLUMNS if metric in there}
