@@ -12,8 +12,6 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.inference import (
@@ -55,20 +53,19 @@ def predict(
     if top < 1:
         raise InputError(f"--top must be a whole number, at least 1, got {top}")
     model = load_model(ckpt_path)
-    if explain is not None:
-        explain = str(expanded(explain))
+    folder = None if explain is None else expanded(explain)
     # What is in the folder of explanations comes from here.
-    passed_over = [] if explain is None else [os.path.realpath(explain)]
+    passed_over = [] if folder is None else [os.path.realpath(folder)]
     found = find_images(map(os.path.expanduser, images), passed_over)
     paths = list(dict.fromkeys(found))
     if not paths:
         raise InputError("no images; give files, or folders of which all are taken")
-    if explain is not None:
-        make_folder(Path(explain))
+    if folder is not None:
+        make_folder(folder)
     width = max(len(one_line(path)) for path in paths)
     results: list[Prediction] = []
     for start in range(0, len(paths), BATCH_SIZE):
-        batch = predict_batch(model, paths[start : start + BATCH_SIZE], top, explain)
+        batch = predict_batch(model, paths[start : start + BATCH_SIZE], top, folder)
         results += batch
         if not json:
             show(batch, width)
@@ -116,53 +113,41 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
 
 
 def predict_batch(
-    model: LitCustomResNet, paths: Sequence[str], top: int, explain: str | None
+    model: LitCustomResNet, paths: Sequence[str], top: int, folder: Path | None
 ) -> list[Prediction]:
     """What the network says of at most `BATCH_SIZE` files, in their order.
 
     Args:
         model: As `load_model` gives it.
-        paths: The files.
+        paths: The files, each once.
         top: How many classes to name of each.
-        explain: Folder for LayerCAM pictures, or None.
+        folder: Where to save each image, as the network sees it, beside where it looks;
+            None for nowhere.
     """
     views, errors = read_images(paths)
-    readable = [path for path in paths if path not in errors]
     results: dict[str, Prediction] = {
-        path: {"file": path, "predictions": [], "known": False, "error": error}
-        for path, error in errors.items()
+        path: {
+            "file": path,
+            "predictions": [],
+            "known": False,
+            "error": errors.get(path),
+        }
+        for path in paths
     }
+    readable = [path for path in paths if path not in errors]
     if readable:
         probabilities = predict_views(model, views)
         guesses = top_predictions(probabilities, model.hparams["classes"], top)
         are_known = is_known(probabilities).tolist()
         for path, guess, known in zip(readable, guesses, are_known, strict=True):
-            results[path] = {
-                "file": path,
-                "predictions": guess,
-                "known": known,
-                "error": None,
-            }
-        if explain is not None:
+            results[path]["predictions"] = guess
+            results[path]["known"] = known
+        if folder is not None:
             images = views[:, 0]
             heats = layer_cam(model, images, probabilities.argmax(dim=1))
-            save_explanations(Path(explain), readable, images, heats)
-    return [results[path] for path in paths]
-
-
-def save_explanations(
-    folder: Path, paths: Sequence[str], images: Tensor, heats: Tensor
-) -> None:
-    """Save an image of each file, as the network sees it, beside where it looks.
-
-    Args:
-        folder: Where to.
-        paths: Where the N images come from.
-        images: uint8 (N, 3, 32, 32).
-        heats: float32 (N, 32, 32), of `layer_cam`.
-    """
-    for path, image, heat in zip(paths, images, heats, strict=True):
-        explanation(image, heat).save(folder / picture_name(path))
+            for path, image, heat in zip(readable, images, heats, strict=True):
+                explanation(image, heat).save(folder / picture_name(path))
+    return list(results.values())
 
 
 def picture_name(path: str) -> str:
