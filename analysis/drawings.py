@@ -26,16 +26,11 @@ def examples(classes: list[str]) -> list[tuple[Image.Image, str]]:
 
 def _scene(above: str, below: str, draw: Callable[[Canvas], None]) -> Image.Image:
     """What is drawn, before a ground of two colours that run into each other."""
-    ground = Image.new("RGB", (1, 2))
-    ground.putdata([_rgb(above), _rgb(below)])
+    ground = Image.new("RGB", (1, 2), above)
+    ImageDraw.Draw(ground).point((0, 1), below)
     scene = ground.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     draw(ImageDraw.Draw(scene))
     return scene.filter(ImageFilter.GaussianBlur(1.5))
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(colour)
-    return red, green, blue
 
 
 def _airplane(canvas: Canvas) -> None:
@@ -99,10 +94,10 @@ def _bird(canvas: Canvas) -> None:
 
 
 SCENES: dict[str, tuple[tuple[str, str], Callable[[Canvas], None]]] = {
-    "airplane": (("4888d0", "b8d8f0"), _airplane),
-    "automobile": (("a8b0b8", "707478"), _automobile),
-    "bird": (("c0d8a0", "608848"), _bird),
-    "frog": (("806848", "503c24"), _frog),
-    "ship": (("a0c8e8", "6898b8"), _ship),
-    "truck": (("b0c4d8", "787c80"), _truck),
+    "airplane": (("#4888d0", "#b8d8f0"), _airplane),
+    "automobile": (("#a8b0b8", "#707478"), _automobile),
+    "bird": (("#c0d8a0", "#608848"), _bird),
+    "frog": (("#806848", "#503c24"), _frog),
+    "ship": (("#a0c8e8", "#6898b8"), _ship),
+    "truck": (("#b0c4d8", "#787c80"), _truck),
 }

@@ -120,17 +120,16 @@ class Evaluation(NamedTuple):
         Args:
             count: How many pairs at most.
         """
-        size = len(self.classes)
-        wrong = self.counts.masked_fill(torch.eye(size, dtype=torch.bool), 0).flatten()
-        found = wrong.argsort(descending=True, stable=True)[:count].tolist()
+        wrong = self.counts.clone().fill_diagonal_(0)
         totals = self.counts.sum(dim=1).tolist()
-        return [
-            Pair(self.classes[true], self.classes[predicted], images, images / total)
-            for place in found
-            if (images := int(wrong[place]))
-            for true, predicted in [divmod(place, size)]
-            for total in [totals[true]]
-        ]
+        order = wrong.flatten().argsort(descending=True, stable=True)
+        pairs = []
+        for place in order[:count].tolist():
+            true, predicted = divmod(place, len(self.classes))
+            if images := int(wrong[true, predicted]):
+                names = self.classes[true], self.classes[predicted]
+                pairs.append(Pair(*names, images, images / totals[true]))
+        return pairs
 
 
 def evaluate_images(
