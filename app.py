@@ -14,8 +14,8 @@ import tempfile
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
+from analysis.finished_run import open_run, read_run
 from analysis.loading import load_model, read_test_images, settle_device
-from analysis.report import open_run, read_run
 from common import cli
 from common.errors import InputError, StoppedError
 from common.files import expanded

@@ -11,8 +11,9 @@ from typing import Literal
 
 from analysis.comparison import write_comparison
 from analysis.evaluation import evaluate_images
+from analysis.finished_run import RECORDS, open_run, read_run
 from analysis.loading import settle_device
-from analysis.report import RECORDS, open_run, read_run, write_report
+from analysis.report import write_report
 from common import cli
 from common.files import check_output, expanded
 

@@ -8,8 +8,9 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from analysis import figures
+from analysis.finished_run import Run
 from analysis.html import COLOURS, flag, percent, svg, write_page
-from analysis.report import Run, without_folders
+from analysis.report import without_folders
 from config import LIMITS, SHAPING
 from training.history import COLUMNS
 

@@ -24,6 +24,7 @@ from training.lr_finder import RangeTest, smooth
 
 SMALL = (4.8, 3.2)  # inches: legible on a phone
 ENLARGED = 8  # times, in the pictures of where the network looks
+NUMBERED = 25  # classes whose confusion matrix has legible numbers
 LONGEST_NAME = 24  # letters of a class name in a figure
 # From transparent to blue, so that it goes with a light and with a dark page.
 SHADES = LinearSegmentedColormap.from_list("shades", ["#2f81c700", "#2f81c7"])
@@ -165,7 +166,7 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     # A class may be named $like_this, which is no formula.
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
-    numbered = len(classes) <= 25  # more would not be legible
+    numbered = len(classes) <= NUMBERED
     if not numbered:
         figure.colorbar(image, ax=axes, shrink=0.7)
     for true, row in enumerate(share.tolist() if numbered else ()):

@@ -12,7 +12,6 @@ from common.errors import InputError, is_out_of_memory
 from common.files import expanded
 from common.text import one_line
 from config import Asked
-from datamodule import CIFAR10DataModule
 from images import sources
 from images.sources import Labelled
 from lightning_module import LitCustomResNet
@@ -110,27 +109,6 @@ def check_known(folder: Path, classes: Sequence[str], known: Sequence[str]) -> N
                 f"{one_line(folder)}: the network knows no class {name!r}, only "
                 f"{', '.join(known)}; leave it out, rename its folder, or give "
                 "images of these"
-            )
-
-
-def check_same_images(
-    model: LitCustomResNet, images: CIFAR10DataModule, path: Path
-) -> None:
-    """Make sure that a network was trained with images of this source.
-
-    Args:
-        model: As `load_model` gives it.
-        images: The data module, set up.
-        path: The network's checkpoint, for the message.
-
-    Raises:
-        InputError: Their classes, mean or standard deviation are others.
-    """
-    for name in ("classes", "mean", "std"):
-        if list(model.hparams[name]) != list(getattr(images, name)):
-            raise InputError(
-                f"--data_dir {images.data_dir}: the {name} of the images are not those "
-                f"that {path} was trained with; put its images there"
             )
 
 

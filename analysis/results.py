@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 
-from analysis import report
 from analysis.evaluation import Evaluation, evaluate_images
 from analysis.figures import (
     confusion_figure,
@@ -24,6 +23,8 @@ from analysis.figures import (
     rendered,
     samples_figure,
 )
+from analysis.finished_run import open_run, read_run
+from analysis.report import write_report
 from analysis.samples import first_samples
 from common.errors import InputError, show_traceback
 from config import Config
@@ -114,14 +115,14 @@ def _write_report(
     The training is done and saved: what goes wrong here is a line in the log.
     """
     try:
-        finished = report.read_run(run.path)
-        model, images = report.open_run(finished, images=images)
+        finished = read_run(run.path)
+        model, images = open_run(finished, images=images)
         model = model.to(trainer.strategy.root_device)
         # Shapes that come a few times are not worth cuDNN's search.
         torch.backends.cudnn.benchmark = False
         evaluation = evaluate_images(model, *images.test_set)
         _log_pictures(trainer, evaluation)
-        report.write_report(finished, evaluation, images)
+        write_report(finished, evaluation, images)
     except (InputError, OSError) as error:
         log.warning(f"no report.html: {error}")
         show_traceback()

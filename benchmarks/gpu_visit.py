@@ -35,7 +35,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pandas as pd
 import yaml
 
-from analysis import report
+from analysis.finished_run import read_run
 from benchmarks.recipes import CONFIGS
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
 from benchmarks.runs import add_run
@@ -320,7 +320,7 @@ class Visit:
             InputError: It is not finished, or its weights are not what they should be.
         """
         folder = self.runs / step.name
-        metrics = report.read_run(folder).metrics
+        metrics = read_run(folder).metrics
         weights = checksum(folder / "checkpoints" / "last.ckpt")
         if step.same_as:
             theirs = self.done().get((stage, step.same_as), "none on record")

@@ -19,7 +19,7 @@ from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 
-from analysis import report
+from analysis import finished_run
 from common import cli
 from common.errors import InputError, StoppedError
 from config import MARKS, Config
@@ -96,7 +96,7 @@ def read_recipe(file: str | None, own: dict[str, Any], *, select: bool) -> Confi
 
 def read_run(folder: Path) -> Config:
     """The flags of a finished run, with "auto" where a range test found the rate."""
-    run = report.read_run(folder)
+    run = finished_run.read_run(folder)
     return run.config if run.test is None else replace(run.config, lr="auto")
 
 

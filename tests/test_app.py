@@ -28,9 +28,9 @@ import predict
 from analysis.drawings import examples
 from analysis.explanation import layer_cam
 from analysis.figures import explanation
+from analysis.finished_run import open_run, read_run
 from analysis.inference import predict_views
 from analysis.loading import load_model
-from analysis.report import open_run, read_run
 from common.errors import InputError
 from images.image_folder import to_views
 from images.synthetic import SHAPES

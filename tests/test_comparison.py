@@ -18,7 +18,7 @@ from analysis.comparison import (
     spread,
     write_comparison,
 )
-from analysis.report import Run
+from analysis.finished_run import Run
 from common.errors import InputError
 from config import Config
 from training.lr_finder import RangeTest

@@ -24,18 +24,15 @@ from PIL import Image
 import report
 from analysis import results
 from analysis.evaluation import Evaluation, Mistake, calibrate
+from analysis.finished_run import Run, _parse_range_test, _read, open_run, read_run
 from analysis.html import duration, percent, png
 from analysis.report import (
     SAMPLES,
-    Run,
-    _read_range_test,
     _strip,
     command_without_folders,
     hide_images,
     lr_schedule,
-    open_run,
     placeholder,
-    read_run,
     without_folders,
     write_report,
 )
@@ -272,14 +269,13 @@ def test_range_tests_are_read_as_they_were(tmp_path: Path) -> None:
     runs.write_range_test(test)
     text = (runs.path / "lr_finder.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["losses"] == [2.0, 1.0, None]
-    found = _read_range_test(runs.path / "lr_finder.json")
-    assert found is not None
+    found = _read(runs.path / "lr_finder.json", _parse_range_test)
     assert found._replace(losses=[]) == test._replace(losses=[])
     assert found.losses[:2] == [2.0, 1.0]
     assert math.isnan(found.losses[2])
     (runs.path / "lr_finder.json").write_text("{}")
     with pytest.raises(InputError, match=r"lr_finder\.json has no lrs"):
-        _read_range_test(runs.path / "lr_finder.json")
+        _read(runs.path / "lr_finder.json", _parse_range_test)
 
 
 def test_what_is_public_has_neither_images_nor_folders(quick_train: Train) -> None:
@@ -401,7 +397,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_no_failure(
     def fail(*_: Any) -> None:
         raise OSError("network drive is gone")
 
-    monkeypatch.setattr("analysis.report.load_model", fail)
+    monkeypatch.setattr("analysis.finished_run.load_model", fail)
     with caplog.at_level(logging.INFO, "analysis.results"):
         metrics = quick_train(max_epochs=1, report=True)
     assert messages(caplog)[0] == "no report.html: network drive is gone"

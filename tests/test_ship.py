@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.finished_run import read_run
 from analysis.loading import WEIGHTS, load_model
-from analysis.report import read_run
 from analysis.weights import read_weights
 from benchmarks import ship as script
 from benchmarks.model_card import ROBUST

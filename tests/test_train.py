@@ -18,7 +18,7 @@ from pytorch_lightning import Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from analysis.report import open_run, read_run
+from analysis.finished_run import open_run, read_run
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
