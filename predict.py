@@ -27,7 +27,7 @@ from common import cli
 from common.errors import InputError
 from common.files import expanded
 from common.text import one_line
-from images.class_folders import FORMATS, is_image, list_files, say_others
+from images.files import FORMATS, list_images, say_others
 from lightning_module import LitCustomResNet
 
 
@@ -95,8 +95,7 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
                 f"--explain {one_line(name)}: also a folder of images; give another"
             )
         try:
-            files = list_files(name, passed_over)
-            found = [file for file in files if is_image(file)]
+            found, others = list_images(name, passed_over)
         except OSError as error:
             raise InputError(
                 f"{one_line(error.filename)}: cannot be read ({error.strerror}); leave "
@@ -107,8 +106,7 @@ def find_images(names: Iterable[str], passed_over: Collection[str]) -> Iterator[
                 f"{one_line(name)}: no image ({', '.join(FORMATS)}) in this folder; "
                 "give another, or files"
             )
-        images = {*found}
-        say_others(name, [file for file in files if file not in images])
+        say_others(name, others)
         yield from found
 
 

@@ -23,7 +23,7 @@ from analysis.inference import (
 )
 from common.errors import InputError
 from common.text import one_line
-from images.class_folders import FORMATS
+from images.files import FORMATS
 from images.image_folder import read_photo, to_views
 from lightning_module import LitCustomResNet
 

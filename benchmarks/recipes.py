@@ -24,7 +24,8 @@ from common import cli
 from common.errors import InputError, StoppedError
 from config import MARKS, Config
 from datamodule import DEFAULT_VAL_SIZE
-from images.class_folders import SPLITS, is_image_folder, list_files
+from images.class_folders import SPLITS, is_image_folder
+from images.files import list_files
 from images.sources import CIFAR10_CLASSES
 from machine import provenance
 from machine.hardware import choose_hardware

@@ -3,29 +3,20 @@
 import difflib
 import hashlib
 import itertools
-import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.errors import InputError
 from common.text import one_line
-
-log = logging.getLogger(__name__)
+from images.files import FORMATS, SUFFIXES, is_hidden, list_images
 
 SPLITS = ("train", "val", "test")
-# Pillow goes by a file's content, whatever its name, and gives some formats to other
-# programs: PostScript to Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")  # whose files must be images
-LITTER = ("@eaDir", "__MACOSX")  # copies that a NAS or a Mac puts beside images
 SHOWN = 4  # names in a message
 
 
@@ -65,7 +56,8 @@ def list_classes(folder: Path) -> Listing:
         )
     try:
         names = [name for name in os.listdir(folder) if _is_class(folder, name)]
-        named = sorted((_composed(name), name) for name in names)
+        # Systems write a letter with an accent as one sign or as two.
+        named = sorted((unicodedata.normalize("NFC", name), name) for name in names)
         found = [_list_class(folder / name) for _, name in named]
         stray = [path for path in _files(folder) if not is_hidden(path.name)]
     except OSError as error:
@@ -172,38 +164,10 @@ def is_image_folder(folder: Path) -> bool:
     return any(os.path.isdir(folder / split) for split in SPLITS)
 
 
-def _composed(name: str) -> str:
-    """A name with each letter as one sign; systems may write an accent as another."""
-    return unicodedata.normalize("NFC", name)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is not meant to be seen."""
-    return name[0] == "." or name in LITTER
-
-
 def _is_class(split: Path, name: str) -> bool:
     """Folders are; and broken links, so that their images are not lost unnoticed."""
     path = split / name
     return not is_hidden(name) and (os.path.isdir(path) or not os.path.exists(path))
-
-
-def is_image(path: str) -> bool:
-    """Whether a file is to be read as an image, by its content.
-
-    Files named like images are, and broken links, so that they are not lost unnoticed.
-    """
-    if path.lower().endswith(SUFFIXES) or not os.path.exists(path):
-        return True
-    if not os.path.isfile(path):  # reading a pipe would wait for ever
-        return False
-    try:
-        with Image.open(path, formats=FORMATS):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # too large, or not to be read: named where all are read
-        return True
 
 
 def _list_class(folder: Path) -> tuple[list[str], list[str]]:
@@ -212,45 +176,7 @@ def _list_class(folder: Path) -> tuple[list[str], list[str]]:
     None of a folder that holds the class: a link to it would lead into other classes.
     """
     split = os.path.realpath(folder.parent)
-    paths = list_files(folder, passed_over={split, *map(str, Path(split).parents)})
-    images = [path for path in paths if is_image(path)]
-    found_images = {*images}
-    return images, [path for path in paths if path not in found_images]
-
-
-def say_others(folder: str | Path, others: Sequence[str]) -> None:
-    """Say which files of a folder are no images, if any."""
-    if others:
-        log.info(
-            f"{one_line(folder)}: files that are no images were passed over: "
-            f"{len(others)}, such as {one_line(os.path.relpath(others[0], folder))}"
-        )
-
-
-def list_files(folder: str | Path, passed_over: Collection[str] = ()) -> list[str]:
-    """All files below a folder, sorted, without hidden ones.
-
-    Links to other folders are followed. No folder is read twice, nor one above this
-    one: a link to it would lead round for ever.
-
-    Args:
-        folder: Where to look.
-        passed_over: Real paths of folders to leave out.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
-    seen = {*map(str, Path(os.path.realpath(folder)).parents), *passed_over}
-    found: list[tuple[str, str]] = []
-    for root, folders, names in os.walk(folder, onerror=_reraise, followlinks=True):
-        place = os.path.realpath(root)
-        if place in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [(root, name) for name in names if not is_hidden(name)]
-    return [os.path.join(root, name) for root, name in sorted(found)]
+    return list_images(folder, passed_over={split, *map(str, Path(split).parents)})
 
 
 def _folders(folder: Path) -> list[str]:
@@ -299,10 +225,6 @@ def _shown(names: Sequence[str]) -> str:
     text = ", ".join(one_line(name) for name in names[:SHOWN])
     more = len(names) - SHOWN
     return f"{text} and {more} more" if more > 0 else text
-
-
-def _reraise(error: OSError) -> NoReturn:
-    raise error  # which os.walk would pass over
 
 
 def _refuse(path: str, reason: str | None) -> NoReturn:

@@ -20,7 +20,8 @@ from common.errors import InputError
 from common.files import remove_leftovers, replacing
 from common.text import one_line
 from config import IMAGE_SIZE
-from images.class_folders import FORMATS, Listing, fingerprint, say_others
+from images.class_folders import Listing, fingerprint
+from images.files import FORMATS, say_others
 
 log = logging.getLogger(__name__)
 
