@@ -25,7 +25,6 @@ from images.files import FORMATS, say_others
 
 log = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray]  # by name
 CACHE_NAME = ".decoded.npz"
 LEFT_OVER = 3600.0  # seconds after which nobody is still writing a cache
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
@@ -58,14 +57,15 @@ def load_images(listing: Listing) -> tuple[Tensor, Tensor]:
     decoded = next(filter(None, cached), None)
     if decoded is None:
         decoded = _decode(listing)
-        _write_cache(caches, decoded | {"key": np.array(key)})
-    if converted := int(decoded["converted"]):
+        _write_cache(caches, key, *decoded)
+    images, converted = decoded
+    if converted:
         log.info(
             f"{one_line(folder)}: {converted} of {count} images were converted to "
             f"{IMAGE_SIZE}x{IMAGE_SIZE} RGB"
         )
     say_others(folder, listing.others)
-    return torch.from_numpy(decoded["images"]), torch.from_numpy(listing.labels)
+    return torch.from_numpy(images), torch.from_numpy(listing.labels)
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, bool]:
@@ -195,20 +195,16 @@ def _scale_transparency(image: Image.Image) -> None:
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
 
 
-def _decode(listing: Listing) -> Arrays:
-    arrays = _blank(len(listing.paths))
+def _decode(listing: Listing) -> tuple[np.ndarray, int]:
+    """All images, uint8 (N, 32, 32, 3), and how many had another size or mode."""
+    images = np.empty((len(listing.paths), *SIZE, 3), np.uint8)
+    converted = 0
     title = f"Decoding {one_line(listing.folder.name)}/"
     with tqdm(listing.paths, title, leave=False, disable=None) as bar:
         for position, path in enumerate(bar):
-            arrays["images"][position], as_is = read_image(path)
-            arrays["converted"] += not as_is
-    return arrays
-
-
-def _blank(count: int) -> Arrays:
-    """The arrays that `_decode` fills and a cache file holds."""
-    images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    return {"images": images, "converted": np.zeros((), np.int64)}
+            images[position], as_is = read_image(path)
+            converted += not as_is
+    return images, converted
 
 
 def _explain(error: Exception) -> str:
@@ -228,17 +224,15 @@ def _cache_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _read_cache(path: Path, key: str, count: int) -> Arrays | None:
-    """The images of a cache file, if it holds those that the key stands for."""
-    blank = _blank(count)
+def _read_cache(path: Path, key: str, count: int) -> tuple[np.ndarray, int] | None:
+    """What `_decode` gave, if the file holds the images that the key stands for."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
-            arrays = {name: stored[name] for name in blank}
-        for name, array in arrays.items():
-            if (array.dtype, array.shape) != (blank[name].dtype, blank[name].shape):
-                raise ValueError(f"{name} is {array.dtype} {array.shape}")
+            images, converted = stored["images"], int(stored["converted"])
+        if images.dtype != np.uint8 or images.shape != (count, *SIZE, 3):
+            raise ValueError(f"images is {images.dtype} {images.shape}")
     except FileNotFoundError:
         return None
     except Exception as error:  # torn or foreign: np.load raises many kinds
@@ -247,10 +241,12 @@ def _read_cache(path: Path, key: str, count: int) -> Arrays | None:
             "images again"
         )
         return None
-    return arrays
+    return images, converted
 
 
-def _write_cache(paths: list[Path], arrays: Arrays) -> None:
+def _write_cache(
+    paths: list[Path], key: str, images: np.ndarray, converted: int
+) -> None:
     """Write to the first path that can be written, whole or not at all."""
     failures = []
     for path in paths:
@@ -258,7 +254,7 @@ def _write_cache(paths: list[Path], arrays: Arrays) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent, age=LEFT_OVER)
             with replacing(path) as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, key=key, images=images, converted=converted)
             return
         except OSError as error:
             failures.append(
