@@ -19,7 +19,6 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from common.errors import InputError
 from config import Tta
 from images.augmentation import shift
 from images.loader import Batch
@@ -128,27 +127,6 @@ class LitCustomResNet(pl.LightningModule):
     def normalise(self, images: Tensor) -> Tensor:
         """Map uint8 images (B, 3, 32, 32) to what the network takes, in float."""
         return (images - self.mean) / self.std
-
-    def start(self, way: str, *arguments: Any) -> None:
-        """Let a new network start in a way that its class knows.
-
-        Args:
-            way: Flag of train.py, and method of the network.
-            arguments: Of the method.
-
-        Raises:
-            InputError: The network has no such start.
-        """
-        if not self.can_start(way):
-            raise InputError(
-                f"--{way}: network {self.hparams['net']!r} has no such start, which "
-                f"would be a method {way}; leave the flag out"
-            )
-        getattr(self.net, way)(*arguments)
-
-    def can_start(self, way: str) -> bool:
-        """Whether the network has a method of this name."""
-        return callable(getattr(self.net, way, None))
 
     def objective(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of one augmented batch, the part of a step that is dear."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from analysis.loading import read_trained
 from analysis.results import write_results, write_start
 from common import cli
-from common.errors import StoppedError
+from common.errors import InputError, StoppedError
 from config import Config, Start, configured
 from datamodule import CIFAR10DataModule
 from lightning_module import LitCustomResNet
@@ -284,22 +284,38 @@ def build_module(
         config.net,
         config.logit_scale,
     )
+    net: Any = module.net  # some have these methods
     if is_wanted(module, "whiten", config.whiten):
         pixels = images.train_set[0]
         some = pixels[:: -(-len(pixels) // WHITENED)]  # of all classes
-        module.start("whiten", module.normalise(some.permute(0, 3, 1, 2)))
+        net.whiten(module.normalise(some.permute(0, 3, 1, 2)))
     if is_wanted(module, "dirac", config.dirac):
-        module.start("dirac")
+        net.dirac()
     if weights is not None:
-        module.net.load_state_dict(weights, strict=False)
+        net.load_state_dict(weights, strict=False)
     if config.compile:
         compile_objective(module, config.compile)
     return module
 
 
 def is_wanted(module: LitCustomResNet, way: str, value: Start) -> bool:
-    """Whether a network is to start in a way, "auto" being whether it can."""
-    return module.can_start(way) if value == "auto" else bool(value)
+    """Whether a new network is to start in a way that its class knows.
+
+    Args:
+        module: Its module.
+        way: Flag of train.py, and method of the network.
+        value: Of the flag; "auto" is whether the network has the method.
+
+    Raises:
+        InputError: It is wanted, and the network does not have it.
+    """
+    is_there = callable(getattr(module.net, way, None))
+    if value is True and not is_there:
+        raise InputError(
+            f"--{way}: network {module.hparams['net']!r} has no such start, which "
+            f"would be a method {way}; leave the flag out"
+        )
+    return is_there and bool(value)
 
 
 def main() -> None:

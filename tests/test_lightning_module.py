@@ -16,6 +16,7 @@ from common.errors import InputError
 from custom_resnet import whitening_filters
 from images.loader import EvalLoader
 from lightning_module import LitCustomResNet, one_cycle, smoothed_cross_entropy
+from train import is_wanted
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
@@ -43,7 +44,8 @@ def test_the_scale_of_the_logits_is_part_of_the_model() -> None:
 def test_a_network_starts_with_the_statistics_of_normalised_images() -> None:
     images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
     module = make_module()
-    module.start("whiten", module.normalise(images))
+    assert is_wanted(module, "whiten", "auto")
+    module.net.whiten(module.normalise(images))  # type: ignore[operator]
     normal = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
         3, 1, 1
     )
@@ -51,7 +53,8 @@ def test_a_network_starts_with_the_statistics_of_normalised_images() -> None:
     torch.testing.assert_close(first, whitening_filters(normal, 4), atol=1e-4, rtol=0)
     module.net = nn.Flatten()
     with pytest.raises(InputError, match="--whiten: network 'custom_resnet' has no"):
-        module.start("whiten", module.normalise(images))
+        is_wanted(module, "whiten", True)
+    assert not is_wanted(module, "whiten", "auto")
 
 
 def learning_rates(total_steps: int) -> list[float]:
