@@ -11,55 +11,37 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
-import pytorch_lightning as pl
 import yaml
-from filelock import FileLock, Timeout
-from pytorch_lightning.callbacks import Callback
 
-from analysis.trials import is_stopped, show_trials
+from analysis.trials import show_trials
 from common import cli
 from common.errors import DivergedError, InputError, StoppedError, is_out_of_memory
 from common.files import replacing
 from common.text import as_typed, one_line
-from config import PATHS, SHAPING, TYPES, Config
-from images.class_folders import is_image_folder
+from config import PATHS, TYPES, Config
 from train import train_with
+from training.study import Pruning, SharedStudy
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
 
 RANGE = re.compile(r"([^:,]+):([^:,]+)(:log)?")
 # Their text may hold commas and colons, so they are not searched.
-FREE_TEXT = PATHS | {
-    flag
-    for flag, kind in TYPES.items()
-    if {str, list} & {kind, *map(get_origin, get_args(kind)), *get_args(kind)}
-    and flag not in SHAPING
-}
+FREE_TEXT = PATHS | {"devices", "strategy", "download_url", "name", "logger"}
 JUDGING = ("val_size", "limit_val_batches", "limit_test_batches", "tta")
 USELESS = ("ckpt_path", "overwrite", "fast_dev_run")
-# With another value, trials do not compare.
-FIXED = (
-    *SHAPING,
-    *("lr", "lr_steps", "lr_finder", "data", "limit_val_batches", "precision"),
-)
-STUDY_LOCK = ".study.lock"
 HOPELESS = 3  # trials that all failed
-
-Space = dict[str, "BaseDistribution"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,26 +83,6 @@ class Sweep(Config):
             )
 
 
-class Pruning(Callback):
-    """Ends a trial that is below the median of the others at the same epoch."""
-
-    def __init__(self, trial: "Trial") -> None:
-        self.trial = trial
-
-    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Report the epoch.
-
-        Raises:
-            TrialPruned: It is below.
-        """
-        from optuna import TrialPruned
-
-        accuracy = trainer.callback_metrics["val/acc"].item()
-        self.trial.report(accuracy, trainer.current_epoch)
-        if self.trial.should_prune():
-            raise TrialPruned
-
-
 def sweep(flags: Sweep, searched: dict[str, str], command: list[str]) -> None:
     """Train trial after trial, and show at the end which flags did best.
 
@@ -145,16 +107,16 @@ def sweep(flags: Sweep, searched: dict[str, str], command: list[str]) -> None:
         command = [*command, "--name", name]
     folder = Path(flags.output_dir) / name
     config = Config(**{flag: getattr(flags, flag) for flag in TYPES})
-    study = open_study(folder, flags.storage, config, space)
+    shared = SharedStudy(folder, flags.storage, config, space)
     try:
-        while run_trial(study, config, space, folder, flags.trials):
+        while run_trial(shared, config, flags.trials):
             pass
     except StoppedError as stop:
-        message = f"stopped by {stop.name} after {len(finished(study))} trials"
+        message = f"stopped by {stop.name} after {len(shared.finished())} trials"
         again = as_typed(["python", *command])
         cli.end_together("sweep.py", f"{message}; go on with: {again}", stop.exit_code)
-    show_trials(study, folder)
-    write_best(study, config, folder)
+    show_trials(shared.study, folder)
+    write_best(shared.study, config, folder)
 
 
 def read_space(flag: str, text: str) -> "BaseDistribution":
@@ -195,181 +157,12 @@ def read_value(flag: str, text: str) -> Any:
     return getattr(Config(**values), flag)
 
 
-def open_study(
-    folder: Path, storage: str | None, config: Config, space: Space
-) -> "Study":
-    """The study of a sweep, new or as it was left.
-
-    Args:
-        folder: The sweep's; it gets `study.db` where there is no `storage`.
-        storage: Address of a database, or None.
-        config: The flags that are fixed.
-        space: What the others are drawn from.
-
-    Raises:
-        InputError: It was begun with other flags, or folder or database cannot be
-            opened.
-    """
-    import optuna
-    from sqlalchemy import URL
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Not before the rate has passed its peak, at a fifth of the training; and never
-    # where lengths differ, for then an epoch of one is not that of another.
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=config.max_epochs // 4)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(
-            f"--name {one_line(folder.name)}: {one_line(folder)} is a file; give "
-            "another name"
-        ) from None
-    file = URL.create("sqlite", database=str(folder.absolute() / "study.db"))
-    with FileLock(folder / STUDY_LOCK):
-        try:
-            known = [] if storage else optuna.get_all_study_names(str(file))
-            study = optuna.create_study(
-                storage=storage or str(file),
-                study_name=known[0] if known else folder.name,  # if it was renamed
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.NopPruner() if "max_epochs" in space else pruner,
-            )
-        except Exception as error:  # of many databases and their drivers
-            raise InputError(
-                f"--storage {storage or folder / 'study.db'}: cannot be opened "
-                f"({one_line(str(error))}); give another"
-            ) from None
-        check_same_sweep(study, config, space, on_this_machine=storage is None)
-        give_up_dead(study, folder, on_this_machine=storage is None)
-    log.info(f"{folder}: {len(finished(study))} trials are done")
-    return study
-
-
-def check_same_sweep(
-    study: "Study", config: Config, space: Space, *, on_this_machine: bool
-) -> None:
-    """Refuse to mix trials that do not compare.
-
-    Args:
-        study: The sweep's.
-        config: The flags that are fixed.
-        space: What the others are drawn from.
-        on_this_machine: Whether all trials are.
-
-    Raises:
-        InputError: The sweep was begun with other flags or ranges.
-    """
-    fixed = {flag: getattr(config, flag) for flag in FIXED}
-    now = {flag: str(value) for flag, value in (fixed | space).items()}
-    before = study.user_attrs.get("flags", now)
-    folder = Path(config.data_dir).resolve()
-    # CIFAR-10 is the same wherever it lies; another machine may have its own places.
-    if on_this_machine and ("data_dir" in before or is_image_folder(folder)):
-        now["data_dir"] = str(folder)
-        before = {"data_dir": str(folder)} | before  # before, there may have been none
-    for flag in now.keys() | before.keys():
-        if now.get(flag) != before.get(flag):
-            raise InputError(
-                f"--{flag} is {now.get(flag)}, but the sweep was begun with "
-                f"{before.get(flag)}; give the old value, or another --name"
-            )
-    study.set_user_attr("flags", now)
-
-
-def give_up_dead(study: "Study", folder: Path, *, on_this_machine: bool) -> None:
-    """End the trials whose process was killed; their flags are tried again.
-
-    It needs the study's lock: where a trial is new, its own lock is not held yet.
-
-    Args:
-        study: The sweep's.
-        folder: Likewise.
-        on_this_machine: Whether all trials are; a lock of another is not seen here.
-    """
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        path = lock_of(folder, trial.number)
-        if (path.exists() or on_this_machine) and not is_held(path):
-            stop(study, trial)
-            path.unlink(missing_ok=True)
-
-
-def lock_of(folder: Path, number: int) -> Path:
-    """The file whose lock a trial holds for as long as its process lives."""
-    return folder / f".trial_{number:04}.lock"
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of a file."""
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
-
-
-def stop(study: "Study", trial: "Trial | FrozenTrial") -> None:
-    """End a trial that is not to count, and try its flags again."""
-    from optuna.trial import TrialState
-
-    study.tell(trial.number, state=TrialState.FAIL)
-    study.enqueue_trial(trial.params)
-
-
-@contextlib.contextmanager
-def next_trial(
-    study: "Study", space: Space, folder: Path, most: int
-) -> Iterator["Trial | None"]:
-    """A trial with drawn flags, and a sign to others that it is alive.
-
-    Args:
-        study: The sweep's.
-        space: What flags are drawn from.
-        folder: The sweep's, for the sign.
-        most: Trials in all; None is given where so many are over or under way.
-    """
-    with FileLock(folder / STUDY_LOCK):
-        if len(finished(study)) + under_way(study, folder) >= most:
-            yield None
-            return
-        trial = study.ask(space)
-        path = lock_of(folder, trial.number)
-        lock = FileLock(path)
-        lock.acquire()
-    try:
-        yield trial
-    finally:
-        lock.release()
-        path.unlink(missing_ok=True)  # Windows has it go by releasing it
-
-
-def finished(study: "Study") -> list[Any]:
-    """The trials that are over, but those that a signal ended."""
-    trials = study.get_trials(deepcopy=False)
-    return [one for one in trials if one.state.is_finished() and not is_stopped(one)]
-
-
-def under_way(study: "Study", folder: Path) -> int:
-    """How many trials processes of this machine are at."""
-    from optuna.trial import TrialState
-
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    paths = [lock_of(folder, trial.number) for trial in running]
-    return sum(path.exists() and is_held(path) for path in paths)
-
-
-def run_trial(
-    study: "Study", config: Config, space: Space, folder: Path, most: int
-) -> bool:
+def run_trial(shared: SharedStudy, config: Config, most: int) -> bool:
     """Train once with drawn flags; whatever becomes of it is in the study.
 
     Args:
-        study: The sweep's.
+        shared: The study; the folder of the trial is in its own.
         config: The flags that are fixed.
-        space: What the others are drawn from.
-        folder: The sweep's; that of the trial is in it.
         most: Trials in all.
 
     Returns:
@@ -382,37 +175,38 @@ def run_trial(
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    with next_trial(study, space, folder, most) as trial:
+    tell = shared.study.tell
+    with shared.next_trial(most) as trial:
         if trial is None:
             return False
         log.info(f"trial {trial.number}: {trial.params}")
-        own = folder / f"trial_{trial.number:04}"
+        folder = shared.folder / f"trial_{trial.number:04}"
         try:
-            study.tell(trial, val_acc(trial, replace(config, **trial.params), own))
+            tell(trial, val_acc(trial, replace(config, **trial.params), folder))
         except TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
+            tell(trial, state=TrialState.PRUNED)
         except StoppedError:
-            stop(study, trial)
+            shared.stop(trial)
             raise
         except Exception as error:
             # What a disk or a drive does is not the fault of these flags.
             if isinstance(error, OSError) or isinstance(error.__context__, OSError):
-                stop(study, trial)
+                shared.stop(trial)
                 raise
             trial.set_user_attr("error", one_line(str(error)))
-            study.tell(trial, state=TrialState.FAIL)
+            tell(trial, state=TrialState.FAIL)
             known = isinstance(error, InputError | DivergedError)
-            if not (known or is_out_of_memory(error)) or is_hopeless(study):
+            if not (known or is_out_of_memory(error)) or is_hopeless(shared):
                 raise
             log.warning(f"trial {trial.number} failed: {one_line(str(error))}")
         finally:  # what is best is trained anew, on all images
-            shutil.rmtree(own / "checkpoints", ignore_errors=True)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return True
 
 
-def is_hopeless(study: "Study") -> bool:
+def is_hopeless(shared: SharedStudy) -> bool:
     """Whether the first trials have all failed, so that the fault is not in one."""
-    trials = finished(study)
+    trials = shared.finished()
     return len(trials) >= HOPELESS and all("error" in one.user_attrs for one in trials)
 
 
@@ -431,7 +225,7 @@ def val_acc(trial: "Trial", config: Config, folder: Path) -> float:
         limit_test_batches=0,
         report=False,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # the layers, again and again
+    with contextlib.redirect_stdout(io.StringIO()):  # what each training shows
         metrics = train_with(judged, [Pruning(trial)])
     if metrics["val/acc"] is None:
         raise InputError(

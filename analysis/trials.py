@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import pyplot as plt
 
 from common.files import replacing
+from training.study import is_stopped
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -50,11 +51,6 @@ def accuracy_of(trial: "FrozenTrial") -> float | None:
     """The last val/acc, of a pruned trial that of the epoch which was its last."""
     epochs = trial.intermediate_values
     return epochs[max(epochs)] if epochs else None
-
-
-def is_stopped(trial: "FrozenTrial") -> bool:
-    """Whether it ended for no fault of its own: a signal came, or it was killed."""
-    return trial.state.name == "FAIL" and "error" not in trial.user_attrs
 
 
 def row_of(trial: "FrozenTrial") -> dict[str, Any]:

@@ -377,11 +377,11 @@ class WindowsLock(FileLock):
 def test_a_lock_may_be_gone_by_its_release(
     run: Run, pretended: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "FileLock", WindowsLock)
+    monkeypatch.setattr("training.study.FileLock", WindowsLock)
     run("--lr", "0.001:0.01", "--trials", "2")
     assert states() == ["COMPLETE"] * 2
     dead = study().ask()
-    Path(sweep.lock_of(FOLDER, dead.number)).touch()
+    (FOLDER / f".trial_{dead.number:04}.lock").touch()
     run("--lr", "0.001:0.01", "--trials", "3")
     assert states() == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
 
