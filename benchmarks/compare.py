@@ -11,7 +11,6 @@ table has means of, and how far any two recipes are apart.
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,12 +18,11 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pandas as pd
-from scipy import stats
 
+from benchmarks.gains import FEWEST, comparison
 from benchmarks.rows import markdown, today
 from benchmarks.runs import (
     ACCURACIES,
-    KIND,
     RUNS,
     by_kind,
     labels,
@@ -35,8 +33,6 @@ from benchmarks.runs import (
 )
 from common import cli
 from common.errors import InputError
-
-FEWEST = 3  # runs of a recipe from which a spread can be seen
 
 
 def compare(recipes: list[str], runs: str = str(RUNS), across: bool = False) -> None:
@@ -62,54 +58,6 @@ def compare(recipes: list[str], runs: str = str(RUNS), across: bool = False) -> 
             f"{after!r}{where}; make more, with other seeds"
         )
     print(f"{before} -> {after}\n\n{markdown(found)}")
-
-
-def comparison(
-    runs: pd.DataFrame, before: str, after: str, *, across: bool = False
-) -> pd.DataFrame:
-    """The second recipe against the first, a row for each device and accuracy.
-
-    Whether chance alone would set the means so far apart is Welch's t-test, two-sided:
-    the spreads may differ; accuracies over seeds are about normally distributed. Where
-    both have held out the same images, as they do with the same seeds, most of the
-    spread is that of the images, so it is the paired test of these runs.
-
-    Args:
-        runs: All runs.
-        before: Name of a recipe, as `labels` gives it.
-        after: Likewise.
-        across: Whether all devices count as one.
-    """
-    names, rows = labels(runs), []
-    newest = runs.drop_duplicates([*KIND, "seed"], keep="last")
-    places = newest.groupby(["device", "precision"], sort=False)
-    every: Any = [(("several",), newest)] if across else places
-    for place, here in every:
-        for column, words in ACCURACIES.items():
-            old, new = (
-                here[names[here.index] == name].set_index("seed")[column].dropna()
-                for name in (before, after)
-            )
-            if min(len(old), len(new)) < FEWEST:
-                continue
-            seeds = old.index.intersection(new.index)
-            are_unique = old.index.is_unique and new.index.is_unique
-            if column == "val/acc" and are_unique and len(seeds) >= FEWEST:
-                old, new = old[seeds], new[seeds]
-                p = stats.ttest_rel(old, new).pvalue
-            else:
-                p = stats.ttest_ind(old, new, equal_var=False).pvalue
-            rows.append(
-                {
-                    "accuracy": words,
-                    "from": f"{percent(old)}, n = {len(old)}",
-                    "to": f"{percent(new)}, n = {len(new)}",
-                    "gain, points": f"{100 * (new.mean() - old.mean()):+.2f}",
-                    "p": f"{p:.2g}",
-                    "on": ", ".join(map(str, place)),
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def find_recipe(names: pd.Series, name: str) -> str:

@@ -49,12 +49,11 @@ def design(factors: Factors) -> list[Row]:
 def effects(rows: pd.DataFrame, response: str, factors: Factors) -> pd.DataFrame:
     """What the upper level of each factor adds to a response, by least squares.
 
-    Where there are no more runs than unknowns, nothing is left to tell chance by. The
-    standard error then follows from the small effects (Lenth, Technometrics 31, 1989),
-    else from what the effects leave unexplained.
+    The standard error follows from what the effects leave unexplained.
 
     Args:
-        rows: Those on record; `row` is the number of a run of the design.
+        rows: Those on record, more than there are factors and one; `row` is the number
+            of a run of the design.
         response: A column of them.
         factors: Those of the design.
 
@@ -67,19 +66,9 @@ def effects(rows: pd.DataFrame, response: str, factors: Factors) -> pd.DataFrame
     values = rows[response].to_numpy(dtype=float)
     halves, *_ = np.linalg.lstsq(plan, values)
     found = 2 * halves[1:]
-    freedom: float = len(rows) - plan.shape[1]
-    if freedom > 0:
-        variance = np.square(values - plan @ halves).sum() / freedom
-        errors = 2 * np.sqrt(variance * np.diag(np.linalg.inv(plan.T @ plan))[1:])
-    else:
-        freedom, errors = len(found) / 3, np.full(len(found), _lenth(found))
+    freedom = len(rows) - plan.shape[1]
+    variance = np.square(values - plan @ halves).sum() / freedom
+    errors = 2 * np.sqrt(variance * np.diag(np.linalg.inv(plan.T @ plan))[1:])
     p = 2 * stats.t.sf(np.abs(found) / errors, freedom)
     columns = {"effect": found, "error": errors, "p": p}
     return pd.DataFrame(columns, index=pd.Index(factors, name="factor"))
-
-
-def _lenth(found: NDArray[np.float64]) -> float:
-    """Standard error of effects of which most are nothing but chance."""
-    sizes = np.abs(found)
-    small = sizes[sizes < 2.5 * 1.5 * np.median(sizes)]
-    return float(1.5 * np.median(small))

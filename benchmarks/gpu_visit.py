@@ -88,14 +88,12 @@ def gpu_visit(
             raise InputError(f"{name} is no stage; give all or {', '.join(known)}")
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {jobs}")
-    usual = [RESULTS, PROJECT / "runs" / "gpu_visit"]
+    records, folder = RESULTS, PROJECT / "runs" / "gpu_visit"
     if dry_run:
         temporary = Path(tempfile.mkdtemp(prefix="gpu_visit_"))
-        usual = [temporary / "results", temporary / "runs"]
-    records, folder = (
-        expanded(given).resolve() if given else other
-        for given, other in zip((output, runs), usual, strict=True)
-    )
+        records, folder = temporary / "results", temporary / "runs"
+    records = expanded(output or records).resolve()
+    folder = expanded(runs or folder).resolve()
     if dry_run and records.is_relative_to(RESULTS):
         raise InputError(f"--output {output} is for visits; give another folder")
     visit = Visit(records, folder, jobs, minutes, dry_run)

@@ -33,6 +33,7 @@ import logging
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ import pandas as pd
 from pytorch_lightning.callbacks import LambdaCallback
 
 from benchmarks import recipes
+from benchmarks.gains import steps_tables
 from benchmarks.rows import RESULTS, check_writable
 from benchmarks.runs import (
     ACCURACIES,
@@ -55,7 +57,6 @@ from benchmarks.runs import (
     read_runs,
     results_table,
 )
-from benchmarks.sweeps import steps_tables
 from common import cli
 from common.errors import DivergedError, InputError
 from config import Config
@@ -104,7 +105,6 @@ def measure(
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
     if best is not None and (best < 1 or not select):
         raise InputError("--best must be at least 1, and is for --select only")
-    wanted = range(first_seed, first_seed + seeds)
     runs = Path(output or RESULTS / ("selection.csv" if select else "runs.csv"))
     check_writable(runs)
     own = {"seed": first_seed, "data_dir": data_dir}
@@ -112,27 +112,18 @@ def measure(
     if steps:
         check_record(read_runs(runs), planned, runs)
     kept, commit = not (sweep or steps), provenance.commit()
-    if is_dirty := commit.endswith("-dirty"):  # which says nothing of what it is now
+    if commit.endswith("-dirty"):
         log.warning("the code differs from that of the commit; commit before it counts")
     timed = timed and kept
     unfinished = runs.with_suffix(".unfinished")  # of runs whose folder is not kept
     warm: list[Config] = []
     diverged: list[str] = []
-    for seed, (name, config) in itertools.product(wanted, planned):
-        record = read_runs(runs)
-        same = {"seed": seed, "commit": commit, **recipes.place(config)}
-        if best is not None and seed > first_seed:
-            first = same | {"seed": first_seed}
-            if (name, config) not in ahead(planned, best, record, first):
-                continue
-        if not is_dirty and len(on_record(record, name, config, same)):
-            print(f"{name}: seed {seed} on record already", flush=True)
-            continue
+    wanted = range(first_seed, first_seed + seeds)
+    for name, config, seed in missing(planned, wanted, best, runs, commit):
         if timed and config not in warm:
             recipes.warm_up(config)
             warm.append(config)
-        point = {flag: getattr(config, flag) for flag in sweep or {}}
-        folder = folder_name(name, seed, point)
+        folder = folder_name(name, seed, config, sweep or {})
         given = replace(config, seed=seed, name=folder)
         if not kept:
             given = replace(given, output_dir=unfinished)
@@ -208,6 +199,33 @@ def check_record(runs: pd.DataFrame, planned: list[Recipe], file: Path) -> None:
         )
 
 
+def missing(
+    planned: list[Recipe], seeds: range, best: int | None, file: Path, commit: str
+) -> Iterator[tuple[str, Config, int]]:
+    """Recipe and seed of each run that is not on record when its turn comes.
+
+    Args:
+        planned: All recipes.
+        seeds: Those of each.
+        best: Number of recipes that have more than the first seed; None for all.
+        file: The record.
+        commit: Of the code; with "-dirty" nothing on record counts, for it says nothing
+            of what the code is now.
+    """
+    for seed, recipe in itertools.product(seeds, planned):
+        name, config = recipe
+        runs = read_runs(file)
+        same = {"seed": seed, "commit": commit, **recipes.place(config)}
+        if best is not None and seed > seeds[0]:
+            first = same | {"seed": seeds[0]}
+            if recipe not in ahead(planned, best, runs, first):
+                continue
+        if not commit.endswith("-dirty") and len(on_record(runs, *recipe, same)):
+            print(f"{name}: seed {seed} on record already", flush=True)
+            continue
+        yield name, config, seed
+
+
 def on_record(
     runs: pd.DataFrame, recipe: str, config: Config, same: dict[str, Any]
 ) -> pd.DataFrame:
@@ -235,15 +253,10 @@ def ahead(
     return sorted(planned, key=accuracy, reverse=True)[:best]
 
 
-def folder_name(recipe: str, seed: int, point: dict[str, Any]) -> str:
-    """Name of a run's folder.
-
-    Args:
-        recipe: Its name on record.
-        seed: The run's.
-        point: Flags in which it differs from other runs of the recipe.
-    """
-    parts = [recipe, f"seed{seed}", *(f"{flag}{point[flag]}" for flag in point)]
+def folder_name(recipe: str, seed: int, config: Config, swept: Iterable[str]) -> str:
+    """Name of a run's folder, with the flags in which runs of a recipe differ."""
+    point = [f"{flag}{getattr(config, flag)}" for flag in swept]
+    parts = [recipe, f"seed{seed}", *point]
     return re.sub(r"[^\w.-]", "_", "_".join(parts))
 
 

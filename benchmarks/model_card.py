@@ -117,8 +117,7 @@ def table() -> str:
 
 def robust_table() -> str:
     """What the weights for spoiled images are, and reach."""
-    name = f"{ROBUST.parent.name}/{ROBUST.name}"
-    return ship.file_table(ROBUST, name, "the only one")
+    return ship.file_table(ROBUST, "the only one")
 
 
 def _calibration() -> dict[str, tuple[str, str]]:

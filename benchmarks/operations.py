@@ -53,7 +53,6 @@ class Count(TorchDispatchMode):
     Attributes:
         part: What the next ones belong to.
         counts: Operations of each part.
-        names: The same by part and name of the operation.
         reads: How often the host waited.
     """
 
@@ -61,7 +60,6 @@ class Count(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.part = PARTS[0]
         self.counts: Counter[str] = Counter()
-        self.names: Counter[tuple[str, str]] = Counter()
         self.reads = 0
 
     def __torch_dispatch__(
@@ -70,7 +68,6 @@ class Count(TorchDispatchMode):
         out = func(*args, **kwargs or {})
         if func.namespace == "aten" and not func.is_view:
             self.counts[self.part] += 1
-            self.names[self.part, str(func)] += 1
             self.reads += is_host_read(func, args, out)
         return out
 

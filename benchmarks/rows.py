@@ -30,7 +30,7 @@ def read_rows(file: Path, *columns: str, text: Collection[str] = ()) -> pd.DataF
         InputError: It is something else.
     """
     cells = _read_cells(file, columns)
-    if not file.exists() or not cells[0]:
+    if not cells[0]:
         return pd.DataFrame(columns=[*columns])
     kinds = dict.fromkeys(text, "str")
     clean = io.StringIO()

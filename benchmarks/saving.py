@@ -85,6 +85,20 @@ def train(
     return ended - started, waited + ended - stopped
 
 
+def measure(
+    checkpoint: Checkpoint, epochs: int, operations: int, repeats: int, folder: Path
+) -> dict[str, list[tuple[float, float]]]:
+    """What `train` says of each way, in each round that counts."""
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    for number in range(repeats + 1):
+        for way, rounds in found.items():
+            times = train(way, checkpoint, epochs, operations, folder)
+            if number:
+                rounds.append(times)
+                print(f"round {number}: {way} {times[0]:.2f} s, {times[1]:.2f} s")
+    return found
+
+
 def saving(
     output: str | None = None,
     folder: str | None = None,
@@ -116,14 +130,8 @@ def saving(
     hardware = choose_hardware("cpu", precision="32-true")
     origin = provenance.circumstances(hardware)  # now: files may change
     checkpoint = real_checkpoint(hardware, base_width)
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(dir=folder) as files:
-        for number in range(repeats + 1):
-            for way, rounds in found.items():
-                times = train(way, checkpoint, epochs, operations, Path(files))
-                if number:
-                    rounds.append(times)
-                    print(f"round {number}: {way} {times[0]:.2f} s, {times[1]:.2f} s")
+        found = measure(checkpoint, epochs, operations, repeats, Path(files))
         size = Path(files, FILES[-1]).stat().st_size
     for way, rounds in found.items():
         run, waited = zip(*rounds, strict=True)

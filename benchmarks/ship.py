@@ -121,17 +121,17 @@ def weights_table(runs: pd.DataFrame) -> str:
     """
     count = len(runs_of_weights(runs))
     of = f"the median of {count}" if count > 1 else "the only"
-    return file_table(WEIGHTS, WEIGHTS.name, f"{of} on record")
+    return file_table(WEIGHTS, f"{of} on record")
 
 
-def file_table(path: Path, name: str, which: str) -> str:
+def file_table(path: Path, which: str) -> str:
     """What a file of weights reaches, and how to know it.
 
     Args:
-        path: The file.
-        name: Where it is in weights/.
+        path: The file, in weights/.
         which: Of the runs of its recipe.
     """
+    name = path.relative_to(WEIGHTS.parent).as_posix()
     content, measured = path.read_bytes(), read_weights(path)["measured"]
     cells = {
         "file": f"`weights/{name}`, {len(content) / 2**20:.1f} MiB",

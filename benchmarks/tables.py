@@ -29,7 +29,7 @@ from benchmarks import (
     scale,
     ship,
 )
-from benchmarks.compare import comparison
+from benchmarks.gains import comparison, left_out_table, steps_tables
 from benchmarks.recipes import CONFIGS, read_recipe, read_run
 from benchmarks.rows import RESULTS, markdown
 from benchmarks.runs import (
@@ -50,7 +50,7 @@ from benchmarks.studies import (
     small_maps,
     unknown_images,
 )
-from benchmarks.sweeps import find_sweeps, left_out_table, steps_tables, sweep_table
+from benchmarks.sweeps import find_sweeps, sweep_table
 from common import cli
 from common.errors import InputError
 from machine.provenance import PROJECT

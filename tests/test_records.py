@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import compare, measure, pace, scale, ship, tables
-from benchmarks.compare import comparison, find_recipe, page
+from benchmarks.compare import find_recipe, page
+from benchmarks.gains import comparison, gain, left_out_table, steps_tables
 from benchmarks.pictures import sweep_figure
 from benchmarks.recipes import read_recipe
 from benchmarks.rows import RESULTS, add_row, read_rows, summary, today
@@ -34,10 +35,7 @@ from benchmarks.sweeps import (
     Sweep,
     find_gap,
     find_sweeps,
-    gain,
     half_width,
-    left_out_table,
-    steps_tables,
     sweep_table,
     verdict,
 )

@@ -80,7 +80,8 @@ def fine_tuning(seeds: int = 3, per_class: int = PER_CLASS) -> None:
         seeds: Number of seeds, from 0.
         per_class: Training images of each class.
     """
-    done = set(read_accuracies()["setting"])
+    rows = read_rows(RUNS, *Setting._fields)[[*Setting._fields]]
+    done = {Setting(*row) for row in rows.itertuples(index=False)}
     for seed, lr, start in itertools.product(range(seeds), LRS, STARTS):
         setting = Setting(per_class, lr, start, seed)
         if setting not in done:
@@ -111,25 +112,18 @@ def put_on_record(setting: Setting) -> None:
     add_row(RUNS, row)
 
 
-def read_accuracies() -> pd.DataFrame:
-    """All rows on record, and the setting of each."""
-    rows = read_rows(RUNS, *Setting._fields, "test/acc")
-    settings = rows[[*Setting._fields]].itertuples(index=False, name=None)
-    return rows.assign(setting=pd.Series(map(Setting._make, settings), dtype=object))
-
-
 def table() -> str:
     """A row a number of images and a rate, a column a start: mean, spread and n."""
-    rows = []
-    for (count, lr), same in read_accuracies().groupby(["per_class", "lr"]):
+    rows, cells = read_rows(RUNS, *Setting._fields, "test/acc"), []
+    for (count, lr), same in rows.groupby(["per_class", "lr"]):
         row = {"training images": f"{count} a class", "`--lr`": f"{lr:g}"}
         counts = []
         for start in STARTS:
             shares = same.loc[same["start"] == start, "test/acc"]
             row[start] = percent(shares)
             counts.append(str(len(shares)))
-        rows.append(row | {"n": " and ".join(dict.fromkeys(counts))})
-    return markdown(pd.DataFrame(rows))
+        cells.append(row | {"n": " and ".join(dict.fromkeys(counts))})
+    return markdown(pd.DataFrame(cells))
 
 
 if __name__ == "__main__":

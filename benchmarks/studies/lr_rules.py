@@ -20,15 +20,6 @@ from training.lr_finder import RangeTest, smooth
 BETA = 0.98  # of the running means of fast.ai and of Lightning
 
 
-def lagging(losses: list[float], beta: float) -> NDArray[np.float64]:
-    """Running mean of past losses without its bias, as fast.ai takes it."""
-    mean, smoothed = 0.0, []
-    for step, loss in enumerate(losses, start=1):
-        mean = beta * mean + (1 - beta) * loss
-        smoothed.append(mean / (1 - beta**step))
-    return np.array(smoothed)
-
-
 def until_diverged(losses: NDArray[np.float64], times: float) -> int:
     """Steps until a loss is so many times the least before it."""
     over = losses > times * np.minimum.accumulate(losses)
@@ -54,7 +45,7 @@ def fastai_valley(test: RangeTest) -> float:
     So does `valley` of fast.ai's callback/schedule.py, its default; `lr_find` gives it
     neither the first tenth of the test nor the last five steps.
     """
-    losses = lagging(test.losses, BETA)
+    losses = pd.Series(test.losses).ewm(alpha=1 - BETA).mean().to_numpy()
     start = len(test.lrs) // 10
     losses = losses[: until_diverged(losses, 4)][start:-5]
     longest = np.ones(len(losses), dtype=int)  # of those that end here
@@ -72,24 +63,20 @@ def torch_lr_finder(test: RangeTest) -> float:
 
     So does `LRFinder.plot` of torch-lr-finder, with its defaults.
     """
-    mean, smoothed = test.losses[0], []
-    for loss in test.losses:
-        mean = 0.05 * loss + 0.95 * mean
-        smoothed.append(mean)
-    losses = np.array(smoothed)
+    losses = pd.Series(test.losses).ewm(alpha=0.05, adjust=False).mean().to_numpy()
     losses = losses[: until_diverged(losses, 5)]
     return test.lrs[10 + int(np.gradient(losses[10:-5]).argmin())]
 
 
 def lightning(test: RangeTest) -> float:
     """What Lightning's own rule picks, which takes slopes by the rate itself."""
-    mean, smoothed = 0.0, []
-    for step, loss in enumerate(test.losses, start=1):
-        mean = BETA * mean + (1 - BETA) * loss
-        smoothed.append(mean / (1 - BETA ** (step + 1)))
-    stop = until_diverged(np.array(smoothed), 4)
+    means = pd.Series(test.losses).ewm(alpha=1 - BETA).mean().to_numpy()
+    steps = np.arange(1, len(means) + 1)
+    # It takes out the bias of one step more than there were.
+    smoothed = means * (1 - BETA**steps) / (1 - BETA ** (steps + 1))
+    stop = until_diverged(smoothed, 4)
     finder = _LRFinder("exponential", test.lrs[0], test.lrs[-1], len(test.lrs))
-    finder.results = {"lr": test.lrs[:stop], "loss": smoothed[:stop]}
+    finder.results = {"lr": test.lrs[:stop], "loss": smoothed[:stop].tolist()}
     suggestion = finder.suggestion()
     assert suggestion is not None
     return suggestion

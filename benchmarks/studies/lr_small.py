@@ -137,10 +137,9 @@ def best_fixed(
 
 def read_accuracies() -> dict[tuple[Setting, float], float]:
     """Accuracy on held-out images, by setting and maximum LR."""
-    rows = read_rows(RUNS, *Setting._fields, "lr", "val/acc")
-    settings = rows[[*Setting._fields]].itertuples(index=False, name=None)
-    runs = zip(map(Setting._make, settings), rows["lr"], strict=True)
-    return dict(zip(runs, rows["val/acc"], strict=True))
+    columns = [*Setting._fields, "lr", "val/acc"]
+    rows = read_rows(RUNS, *columns)[columns].itertuples(index=False)
+    return {(Setting(*setting), lr): share for *setting, lr, share in rows}
 
 
 def put_on_record(setting: Setting, config: Config) -> None:

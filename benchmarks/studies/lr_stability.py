@@ -67,7 +67,9 @@ def lr_stability(
             with Path(output).open("a") as lines:
                 lines.write(json.dumps({"recipe": Path(file).stem, **test}) + "\n")
     for (recipe, batch_size), tests in read_tests(Path(output)).items():
-        print(f"| {recipe} | {batch_size} | {picks(tests)} |")
+        lrs = [test.lr for test in tests]
+        picks, spread = " ".join(f"{lr:.2g}" for lr in lrs), max(lrs) / min(lrs)
+        print(f"| {recipe} | {batch_size} | {picks} | {spread:.2f} |")
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -101,12 +103,6 @@ def read_tests(file: Path) -> Tests:
         setting = record["recipe"], record["batch_size"]
         tests.setdefault(setting, []).append(test)
     return tests
-
-
-def picks(tests: list[RangeTest]) -> str:
-    """The picks, and how many times the least the largest is; two cells of a table."""
-    lrs = [test.lr for test in tests]
-    return f"{' '.join(f'{lr:.2g}' for lr in lrs)} | {max(lrs) / min(lrs):.2f}"
 
 
 if __name__ == "__main__":

@@ -102,14 +102,13 @@ def read_photos(folder: Path) -> list[Image.Image]:
     return [read_photo(path, LARGEST) for path in paths]
 
 
-def logits_of(
-    model: LitCustomResNet, photos: list[Image.Image], reading: str
-) -> Tensor:
-    """Logits of photos that are read in one of the `READINGS`: float32 (N, C)."""
+def predict(model: LitCustomResNet, photos: list[Image.Image], reading: str) -> Tensor:
+    """Probabilities of photos read in one of the `READINGS`: float32 (N, C)."""
     ways, mirrored = READINGS[reading]
     pixels = [[np.asarray(way(photo)) for way in ways] for photo in photos]
     views = torch.from_numpy(np.array(pixels)).permute(0, 1, 4, 2, 3)
-    return mean_logits(model, views, mirrored=mirrored)
+    scores = mean_logits(model, views, mirrored=mirrored)
+    return to_probabilities(scores, model.hparams["label_smoothing"])
 
 
 def spoiled_rows(
@@ -132,23 +131,19 @@ def spoiled_rows(
 
 def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
     """A row a reading of the photos in known/CLASS/ and unknown/."""
-    listing = list_classes(folder / "known")
-    classes, smoothing = model.hparams["classes"], model.hparams["label_smoothing"]
+    listing, classes = list_classes(folder / "known"), list(model.hparams["classes"])
     names = [listing.classes[label] for label in listing.labels]
     if foreign := {*names} - {*classes}:
         raise InputError(
             f"--photos {folder}: known/ has the classes {', '.join(sorted(foreign))}, "
             "which the network does not know; put them into unknown/"
         )
-    labels = torch.tensor([list(classes).index(name) for name in names])
+    labels = torch.tensor([classes.index(name) for name in names])
     known = [read_photo(path, LARGEST) for path in listing.paths]
     unknown = read_photos(folder / "unknown")
     rows = []
     for reading in READINGS:
-        ours, theirs = (
-            to_probabilities(logits_of(model, photos, reading), smoothing)
-            for photos in (known, unknown)
-        )
+        ours, theirs = predict(model, known, reading), predict(model, unknown, reading)
         hits = (ours.argmax(1) == labels).double()
         by_class = [hits[labels == label].mean() for label in labels.unique()]
         threshold = entropy(ours).quantile(MARKED)
