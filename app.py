@@ -1,8 +1,8 @@
-"""Play with a trained network on a page in the browser.
+"""Try a trained network on a page in the browser.
 
 python app.py --ckpt_path runs/NAME/checkpoints/last.ckpt
-python app.py --run runs/NAME               # and browse the mistakes of its last epoch
-python app.py --data_dir data       # and those of the project's own weights
+python app.py --run runs/NAME   # also shows the mistakes of its last epoch
+python app.py --data_dir data   # also shows those of the project's own weights
 python app.py --help
 """
 
@@ -33,7 +33,7 @@ def app(
     host: str = "127.0.0.1",
     port: int = 7860,
 ) -> None:
-    """Serve a page to play with a trained network, until Ctrl-C.
+    """Serve a page to try a trained network, until Ctrl-C.
 
     Args:
         ckpt_path: Checkpoint of the network; null for the last one of `--run`, or for
@@ -42,7 +42,7 @@ def app(
         data_dir: Folder of the images whose mistakes to browse; null for that of the
             training of `--run`, or for none.
         device: Where to look at images; auto takes a GPU where there is one.
-        host: Address to serve the page on; 0.0.0.0 lets all other machines in.
+        host: Address to serve the page on; 0.0.0.0 opens it to other machines.
         port: Its port, from 1 to 65535.
 
     Raises:

@@ -177,7 +177,7 @@ class Config:
         section="training",
         shapes=True,
         reason="one cycle has one length, so it cannot be made longer, but --init_from "
-        "begins another with its weights",
+        "starts another from its weights",
     )
     """Length of the training in epochs."""
     batch_size: int = option(256, whole(1), shapes=True)
@@ -193,7 +193,7 @@ class Config:
     label_smoothing: float = option(0.1, BELOW_ONE, shapes=True)
     """Share of each target that is spread over all classes."""
     ema_decay: float = option(0.0, BELOW_ONE, shapes=True)
-    """Average the weights, keeping up to this share of it at each step."""
+    """Decay of an average of the weights (EMA), at most; 0 for no average."""
     sam_radius: float = option(0.0, NOT_NEGATIVE, shapes=True)
     """SAM: take gradients where the loss is worst within this distance; 0 for not."""
     sam_share: float = option(0.25, SHARE, shapes=True)
@@ -203,21 +203,21 @@ class Config:
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
     """Channels of the first convolution; 64 gives 6,573,120 parameters."""
     whiten: Start = option("auto", shapes=True)
-    """Start a first convolution by whitening patches; auto if the network can."""
+    """Start a first convolution with whitening filters; auto if the network can."""
     dirac: Start = option("auto", shapes=True)
-    """Start other convolutions by handing on their input; auto if the network can."""
+    """Start other convolutions as identities (Dirac); auto if the network can."""
     logit_scale: float = option(1.0, ABOVE_ZERO, shapes=True)
     """Factor on the logits; below 1, a new network is less sure of itself."""
     seed: int = option(0, whole(0, 2**32 - 1), shapes=True)
     """Seed of weights, split, order and augmentation."""
     data: Asked = option("auto", section="images")
-    """Images: CIFAR-10, a folder of images, drawn shapes; auto by the folder."""
+    """Images: CIFAR-10, class folders or drawn shapes; auto looks into data_dir."""
     data_dir: str | Path = DEFAULT_DIR
     """Folder of the images, CIFAR-10's or train/CLASS/ and test/CLASS/."""
     download_url: str | None = None
     """Where to look for CIFAR-10's archive before the known mirrors."""
     val_size: int | Literal["auto"] = option("auto", COUNT, shapes=True)
-    """Training images held out; auto is val/, or 5000, or a tenth of few."""
+    """Training images held out; auto takes val/, or else a tenth, at most 5000."""
     # A border that reflects the image reaches no further than the image.
     crop_padding: int = option(
         4, whole(0, IMAGE_SIZE - 1), shapes=True, section="augmentation"
@@ -226,37 +226,37 @@ class Config:
     padding_mode: PaddingMode = option("reflect", shapes=True)
     """What the border shows: black, or the image reflected."""
     flip: Flip = option("alternate", shapes=True)
-    """Mirror training images at random, or every image in every other epoch."""
+    """Mirror images at random, or (alternate) each in every other epoch."""
     cutout: int = option(8, whole(0, IMAGE_SIZE), shapes=True)
     """Side of the cutout square in pixels; 0 for none."""
     photo_like: float = option(0.0, SHARE, shapes=True)
-    """Share of the images that get another zoom, light, noise and JPEG, like photos."""
+    """Share of the images that are changed like photos: zoom, light, noise, JPEG."""
     tta: Tta = option("none", section="results")
     """Test also on each image and its mirror image, or on six views of it."""
     output_dir: str | Path = option("runs", places=True, section="run folder")
     """Folder of all runs."""
     name: str | None = option(None, places=True)
-    """Name of this run's folder; null for time and seed."""
+    """Name of this run's folder; null for a name of time and seed."""
     overwrite: bool = option(False, places=True)
     """Replace the run that is in the folder."""
     ckpt_path: str | Path | None = option(None, places=True, section="resume")
-    """Checkpoint to go on from, or last for the run's newest."""
+    """Checkpoint to resume from, or last for the run's newest."""
     init_from: str | Path | None = option(
         None, shapes=True, reason="weights are taken once, at its start"
     )
-    """Trained weights to begin with: of export.py, or a checkpoint."""
+    """Trained weights to start from: a file of export.py, or a checkpoint."""
     ckpt_every_n_steps: int = option(0, whole(0))
-    """Save a checkpoint also every so many steps; 0 for not."""
+    """Save a checkpoint also every so many steps; 0 for never."""
     report: bool = option(True, section="results")
     """Write report.html at the end."""
     logger: Logger | list[Logger] = option("tensorboard", LOGGERS)
-    """Where curves and pictures go, beside the run folder."""
+    """Where curves and pictures go, besides the run folder."""
     show_layers: bool = option(False, places=True)
     """Show the table of layers at the start."""
     fast_dev_run: bool | int = option(
         False, SWITCH_OR_NUMBER, places=True, section="quick tries"
     )
-    """Try everything on one batch, or so many, and write nothing."""
+    """Try everything on one batch, or this number of them, and write nothing."""
     limit_train_batches: int | float = option(1.0, SOME_BATCHES, shapes=True)
     """Batches an epoch: a number, or a share such as 0.1."""
     limit_val_batches: int | float = option(1.0, ANY_BATCHES)

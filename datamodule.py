@@ -171,8 +171,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         for name, left, there in zip(images.classes, *counts, strict=True):
             if left == 1:
                 log.warning(
-                    f"class {name!r} has one image to train on, of {there} there; more "
-                    "images, or a smaller --val_size, would help it"
+                    f"class {name!r} has one image to train on, of {there} in all; "
+                    "more images, or a smaller --val_size, would help"
                 )
 
     @property

@@ -51,8 +51,8 @@ def evaluate(
         tta: Test also on each image and its mirror image, or on six views of it.
         json: Write JSON instead of a table.
         accelerator: What computes; auto takes a GPU where there is one.
-        precision: Number format; auto takes what train.py would.
-        batch_size: Images at once; shapes nothing but the last digits of the loss.
+        precision: Number format; auto takes what train.py would take.
+        batch_size: Images at once; changes only the last digits of the loss.
 
     Returns:
         `test/acc` and `test/loss`, with TTA also those of `WITH_TTA`, the number of

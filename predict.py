@@ -1,4 +1,4 @@
-"""Say what is on images.
+"""Name what is on images.
 
 python predict.py cat.jpg photos/ --ckpt_path runs/NAME/checkpoints/last.ckpt
 python predict.py photos/ --json > photos.json
@@ -38,14 +38,14 @@ def predict(
     explain: str | None = None,
     top: int = 5,
 ) -> None:
-    """Say what is on images, and which are probably of none of the classes.
+    """Name what is on images, and mark those of probably none of the classes.
 
     Args:
-        images: Image files, and folders of which all images are taken.
+        images: Image files, and folders whose images are all taken.
         ckpt_path: Checkpoint of the network; null for the project's own weights.
         json: Write JSON instead of a table.
         explain: Folder for pictures of where the network looks (LayerCAM).
-        top: How many classes to name of each image.
+        top: How many classes to name for each image.
 
     Raises:
         InputError: A file cannot be read; all others are done by then.
@@ -59,7 +59,7 @@ def predict(
     found = find_images(map(os.path.expanduser, images), passed_over)
     paths = list(dict.fromkeys(found))
     if not paths:
-        raise InputError("no images; give files, or folders of which all are taken")
+        raise InputError("no images; give files or folders")
     if folder is not None:
         make_folder(folder)
     width = max(len(one_line(path)) for path in paths)

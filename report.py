@@ -33,8 +33,8 @@ def report(
         data_dir: Folder of the images; null for that of the training.
         output: The HTML file; null for report.html in the run's folder, or for
             comparison.html beside the folder of the first run.
-        public: Leave out what is not for everybody: images of the data set, in whose
-            place drawings stand, and folders of this machine.
+        public: Leave out what is private: images of the data set, which drawings
+            replace, and folders of this machine.
 
     Returns:
         The HTML file.

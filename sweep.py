@@ -63,12 +63,12 @@ class Sweep(Config):
         if self.trials < 1:
             raise InputError(f"--trials must be at least 1, got {self.trials}")
         if self.storage is not None and self.name is None:
-            raise InputError("--storage needs --name, by which all know the sweep")
+            raise InputError("--storage needs --name, so that all share one sweep")
         for flag in USELESS:
             if getattr(self, flag) not in (None, False):
                 raise InputError(
                     f"--{flag} makes no sense in a sweep; leave it out (the same "
-                    "command with the same --name goes on with a sweep)"
+                    "command with the same --name continues a sweep)"
                 )
         for flag in ("val_size", "limit_val_batches"):
             if getattr(self, flag) == 0:
@@ -114,7 +114,9 @@ def sweep(flags: Sweep, searched: dict[str, str], command: list[str]) -> None:
     except StoppedError as stop:
         message = f"stopped by {stop.name} after {len(shared.finished())} trials"
         again = as_typed(["python", *command])
-        cli.end_together("sweep.py", f"{message}; go on with: {again}", stop.exit_code)
+        cli.end_together(
+            "sweep.py", f"{message}; continue with: {again}", stop.exit_code
+        )
     show_trials(shared.study, folder)
     write_best(shared.study, config, folder)
 

@@ -142,7 +142,7 @@ def train_in(
     if saved is not None:
         check_same_run(saved, config, images, hardware.world_size)
         if config.fast_dev_run:  # whose epoch Lightning numbers as the first
-            log.info(f"{checkpoint} can be gone on from; the trial begins anew")
+            log.info(f"{checkpoint} can be resumed; the trial starts without it")
             checkpoint = saved = None
     elif trained is not None:
         weights = starting_weights(trained, config, images.classes)
@@ -223,7 +223,7 @@ def find_checkpoint(
     if not config.overwrite and not config.fast_dev_run:
         run.check_free(path)
     if saved is None and config.ckpt_path is not None:
-        log.warning(f"{run.path} has no checkpoint to go on from: starting afresh")
+        log.warning(f"{run.path} has no checkpoint to resume from: starting afresh")
     if saved is not None and not run.is_own:  # to the loggers, too, it is another run
         saved.pop("loggers", None)
     return path, saved
@@ -312,8 +312,8 @@ def is_wanted(module: LitCustomResNet, way: str, value: Start) -> bool:
     is_there = callable(getattr(module.net, way, None))
     if value is True and not is_there:
         raise InputError(
-            f"--{way}: network {module.hparams['net']!r} has no such start, which "
-            f"would be a method {way}; leave the flag out"
+            f"--{way}: network {module.hparams['net']!r} has no method {way}; leave "
+            "the flag out"
         )
     return is_there and bool(value)
 

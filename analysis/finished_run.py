@@ -86,11 +86,13 @@ def read_run(
     """
     if not path.is_dir():
         problem = "is a file" if path.exists() else "no such folder"
-        raise InputError(f"{path}: {problem}; give the folder of a run, as runs/NAME")
+        raise InputError(
+            f"{path}: {problem}; give the folder of a run, such as runs/NAME"
+        )
     missing = [name for name in files if not (path / name).is_file()]
     if missing:
         raise InputError(
-            f"{path} has no {', no '.join(missing)}: not a finished run; go on with it "
+            f"{path} has no {', no '.join(missing)}: not a finished run; resume it "
             f"(train.py --name {path.name} --ckpt_path last), or give another"
         )
     config = _read(path / "config.yaml", _parse_config)

@@ -129,6 +129,6 @@ def settle_device(name: str) -> torch.device:
     if chosen == "cuda" and (problem := cuda_problem()):
         if name == "cuda":
             raise InputError(f"--device cuda: {problem}, or give --device cpu")
-        log.warning(f"going on without the GPU: {problem}")
+        log.warning(f"continuing without the GPU: {problem}")
         chosen = "cpu"
     return torch.device(chosen)

@@ -199,7 +199,7 @@ def describe_stop(stop: StoppedError, argv: list[str]) -> str:
         return f"stopped by {stop.name}; nothing is saved yet"
     newest = stop.checkpoints[0]
     command = resume_command(argv, name=newest.parent.parent.name)
-    return f"stopped by {stop.name}; {newest} is saved; go on with: {command}"
+    return f"stopped by {stop.name}; {newest} is saved; resume with: {command}"
 
 
 def without_flags(argv: Sequence[str], *flags: str) -> list[str]:

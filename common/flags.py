@@ -27,9 +27,9 @@ from common.files import expanded
 from common.wording import Known, describe, explain, placeholder
 
 NULLS = ("", "~", "null", "Null", "NULL")  # of YAML
-HELP = "Show this help and end."
+HELP = "Show this help and exit."
 CONFIG = "Read flags from a YAML file; those after it overrule it."
-PRINT = "Print all flags as such a file, and end; =skip_default leaves out defaults."
+PRINT = "Print all flags as such a file and exit; =skip_default leaves out defaults."
 
 
 class Formatter(HelpFormatter):

@@ -229,5 +229,5 @@ def _shown(names: Sequence[str]) -> str:
 
 def _refuse(path: str, reason: str | None) -> NoReturn:
     raise InputError(
-        f"{one_line(path)}: cannot be read ({reason}); mend or remove it"
+        f"{one_line(path)}: cannot be read ({reason}); repair or remove it"
     ) from None

@@ -88,6 +88,6 @@ def say_others(folder: str | Path, others: Sequence[str]) -> None:
     """Say which files of a folder are no images, if any."""
     if others:
         log.info(
-            f"{one_line(folder)}: files that are no images were passed over: "
+            f"{one_line(folder)}: files that are not images were skipped: "
             f"{len(others)}, such as {one_line(os.path.relpath(others[0], folder))}"
         )

@@ -84,7 +84,7 @@ def choose_hardware(
     if is_nvidia and (problem := cuda_problem(device.index)):
         if accelerator != "auto":
             raise InputError(f"{asked}: {problem}, or give --accelerator cpu")
-        log.warning(f"going on without the GPU: {problem}")
+        log.warning(f"continuing without the GPU: {problem}")
         if device.type == "cuda":
             return choose_hardware("cpu", devices, num_nodes, strategy, precision)
     arguments["precision"] = resolve_precision(precision, device)
@@ -126,7 +126,7 @@ def _first_trainer(arguments: dict[str, Any], asked: str) -> pl.Trainer:
             raise InputError(f"{asked}: {NEEDS_SCRIPT}") from None
         way = "--accelerator cpu --devices 1 always is"
         if "--ntasks" in reason:  # of an allocation of Slurm's, without srun
-            way = "start it by srun, or with env -u SLURM_NTASKS"
+            way = "start it with srun, or with env -u SLURM_NTASKS"
         raise InputError(f"{asked}: not possible here ({reason}); {way}") from None
 
 
@@ -194,8 +194,8 @@ def _check_launcher(trainer: pl.Trainer, asked: str) -> None:
     is_cuda = trainer.strategy.root_device.type == "cuda"
     if launcher is not None and is_cuda and sys.platform == "win32":
         raise InputError(
-            f"{asked}: several processes on GPUs need NCCL, which there is none of on "
-            "Windows; leave --devices and --strategy out, or train in WSL"
+            f"{asked}: several processes on GPUs need NCCL, which Windows does not "
+            "have; leave --devices and --strategy out, or train in WSL"
         )
     main: Any = sys.modules["__main__"]
     # Lightning starts the others with the command of the first one.

@@ -398,7 +398,7 @@ def test_a_gpu_that_cannot_be_used_is_named_and_auto_goes_on_without(
         hardware = choose_hardware(accelerator, precision="32-true")
         assert (hardware.device, hardware.world_size) == (CPU, 1)
     [message] = warned(caplog)
-    assert re.fullmatch(f"going on without the GPU: {expected}", message)
+    assert re.fullmatch(f"continuing without the GPU: {expected}", message)
     assert not Path("runs").exists()
 
 
@@ -443,7 +443,7 @@ def test_programs_that_take_a_device_say_the_same(
     assert settle_device("cpu") == CPU
     assert not warned(caplog)
     assert settle_device("auto") == CPU
-    assert warned(caplog)[0].startswith("going on without the GPU: NVIDIA GPU has")
+    assert warned(caplog)[0].startswith("continuing without the GPU: NVIDIA GPU has")
 
 
 def test_one_device_is_the_default_and_more_are_asked_for(machine: Machine) -> None:
@@ -583,7 +583,7 @@ def test_an_allocation_of_slurm_without_srun_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_NAME", "job")
-    with pytest.raises(InputError, match="; start it by srun, or with env -u SLURM_N"):
+    with pytest.raises(InputError, match="; start it with srun, or with env -u SLURM_"):
         choose_hardware("cpu", precision="32-true")
 
 

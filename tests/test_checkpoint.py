@@ -122,7 +122,7 @@ def test_a_run_on_a_full_disk_can_go_on_when_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fill_up)
-        with pytest.raises(InputError, match=r"\(full\); the checkpoint before it is"):
+        with pytest.raises(InputError, match=r"\(full\); the previous checkpoint is"):
             quick_train(max_epochs=3)
     resumed = quick_train(max_epochs=3, ckpt_path="last")
     for key in ("train/loss", "val/loss", "test/loss"):

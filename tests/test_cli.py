@@ -503,7 +503,7 @@ def test_script_runs(image_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
     lines = done.stdout.splitlines()
-    meaning = "nothing is written, no figure means anything"
+    meaning = "nothing is written, the figures mean nothing"
     assert lines[0] == f"fast_dev_run: a trial of 1 batch; {meaning}"
     assert lines[-1] == f"fast_dev_run: every stage works; {meaning}"
     assert "Traceback" not in done.stderr

@@ -61,7 +61,7 @@ def test_a_class_with_one_image_to_train_on_is_named(
         path.unlink()
     data = CIFAR10DataModule(data_dir="own", batch_size=8, val_size=60)
     data.setup()
-    assert "class 'red' has one image to train on, of 1 there; more " in caplog.text
+    assert "class 'red' has one image to train on, of 1 in all; " in caplog.text
     assert "class 'blue'" not in caplog.text
 
 

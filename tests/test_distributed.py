@@ -194,7 +194,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(
     assert end(processes) == [143, 0]  # the first one speaks for all
     assert torch.load(STEP, weights_only=True)["global_step"] == 16
     log = Path("log").read_text()
-    assert log.count(f"stopped by SIGTERM; {STEP} is saved; go on with: python") == 1
+    assert log.count(f"stopped by SIGTERM; {STEP} is saved; resume with: python") == 1
     assert "Traceback" not in log
     assert end(start_two("--ckpt_path", "last")) == [0, 0]
     assert rows() == rows("unbroken")
@@ -213,7 +213,7 @@ def test_a_signal_to_one_process_in_the_test_ends_both(
     os.kill(processes[rank].pid, signal.SIGTERM)
     assert end(processes, timeout=60) == [143, 0]
     log = Path("log").read_text()
-    assert log.count(f"stopped by SIGTERM; {LAST} is saved; go on with: python") == 1
+    assert log.count(f"stopped by SIGTERM; {LAST} is saved; resume with: python") == 1
     assert "Traceback" not in log
 
 

@@ -67,7 +67,7 @@ def test_the_classifier_is_new_where_classes_are_others(
         for name, value in taken.items():
             assert torch.equal(value, everything[name]), name
         assert summary(caplog) == (
-            f"48 of 49 tensors from old.ckpt; classifier anew: {len(classes)} classes"
+            f"48 of 49 tensors from old.ckpt; new classifier of {len(classes)} classes"
         )
 
 
@@ -79,7 +79,7 @@ def test_the_classifier_follows_the_names_of_the_classes(
     before = _state(origin)["net.fc.weight"]
     assert torch.equal(taken["fc.weight"], before[[2, 0, 1]])
     assert summary(caplog) == (
-        "49 of 49 tensors from old.ckpt; classifier of the same 3 classes"
+        "49 of 49 tensors from old.ckpt; kept classifier of 3 classes"
     )
 
 
@@ -198,7 +198,7 @@ def test_the_weights_of_the_project_fit_the_default_network(
     )
     images = load_images(config)
     taken = starting_weights(read_trained(WEIGHTS), config, images.classes)
-    assert summary(caplog).endswith("classifier anew: 3 classes")
+    assert summary(caplog).endswith("new classifier of 3 classes")
     module = build_module(config, images, taken)
     shipped = load_model().net.state_dict()
     for name, value in module.net.state_dict().items():

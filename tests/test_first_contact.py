@@ -136,7 +136,7 @@ def test_a_run_repeats_from_another_folder(
     done = run("train.py", *SHORT, *flags, "--data_dir", "own", "--name", "a")
     assert "own: 120 training, 120 validation, 30 test, 3 classes" in succeeded(done)
     assert (
-        f"{folder / 'train'}: files that are no images were passed over: 1, such as "
+        f"{folder / 'train'}: files that are not images were skipped: 1, such as "
         f"{Path('red', 'notes.txt')}" in done.stderr
     )
     first = Path("runs/a").absolute()

@@ -255,7 +255,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     said = stop(start, tmp_path, place, count, signum)[-1]
     name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     path = CHECKPOINTS / f"{saved}.ckpt"
-    head = f"train.py: stopped by {name}; {path} is saved; go on with: "
+    head = f"train.py: stopped by {name}; {path} is saved; resume with: "
     assert said.startswith(head)
     python, *argv = shlex.split(said.removeprefix(head))
     assert python == "python"
@@ -274,7 +274,7 @@ def test_a_signal_in_the_test_does_not_lose_the_training(
 ) -> None:
     expected, _ = unbroken()
     said = stop(start, tmp_path, "test", 1, signal.SIGTERM)
-    assert "last.ckpt is saved; go on with: python train.py" in said[-1]
+    assert "last.ckpt is saved; resume with: python train.py" in said[-1]
     end(start(tmp_path, ckpt_path="last"))
     assert_same(everything(tmp_path), expected)
 
@@ -283,9 +283,9 @@ def test_a_signal_before_or_after_the_training_names_what_is_saved(
     start: Start, tmp_path: Path
 ) -> None:
     said = stop(start, tmp_path, "summary", 1, signal.SIGTERM)
-    assert "last.ckpt is saved; go on with: python train.py" in said[-1]
+    assert "last.ckpt is saved; resume with: python train.py" in said[-1]
     said = stop(start, tmp_path, "images", 1, signal.SIGTERM, ckpt_path="last")
-    assert "last.ckpt is saved; go on with: python train.py" in said[-1]
+    assert "last.ckpt is saved; resume with: python train.py" in said[-1]
     # Of a run that has not begun, the checkpoints there are another's.
     said = stop(start, tmp_path, "images", 1, signal.SIGTERM, overwrite="true")
     assert said[-1] == "train.py: stopped by SIGTERM; nothing is saved yet"
@@ -334,7 +334,7 @@ def test_signals_that_were_ignored_stay_ignored(
 
 def test_a_second_ctrl_c_ends_at_once(start: Start, tmp_path: Path) -> None:
     said = stop(start, tmp_path, "step", 11, signal.SIGINT, 2)
-    assert re.search("stopped by Ctrl-C; .*step.ckpt is saved; go on with", said[-1])
+    assert re.search("stopped by Ctrl-C; .*step.ckpt is saved; resume with", said[-1])
     saved = torch.load(tmp_path / CHECKPOINTS / "step.ckpt", weights_only=True)
     assert saved["global_step"] == 8  # not 11, which had begun
 

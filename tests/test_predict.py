@@ -209,7 +209,7 @@ def test_folders_are_searched_and_sorted_and_hidden_files_left_out(
         done = command("photos", "--json")
     found = [Path(result["file"]).as_posix() for result in done.results]
     assert found == ["photos/a/1.PNG", "photos/b/2.png"]
-    said = "photos: files that are no images were passed over: 1, such as notes.txt"
+    said = "photos: files that are not images were skipped: 1, such as notes.txt"
     assert caplog.messages == [said]
     red().save("3.png")
     Path("elsewhere").mkdir()

@@ -428,7 +428,7 @@ def test_a_run_that_is_not_finished(quick_train: Train) -> None:
     with pytest.raises(InputError) as caught:
         read_run(RUN)
     assert str(caught.value) == (
-        f"{RUN} has no metrics.json, no metrics.csv: not a finished run; go on with it "
+        f"{RUN} has no metrics.json, no metrics.csv: not a finished run; resume it "
         "(train.py --name run --ckpt_path last), or give another"
     )
 

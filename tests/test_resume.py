@@ -156,7 +156,7 @@ def test_last_without_a_checkpoint_starts_afresh_and_says_so(
     quick_train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     quick_train(ckpt_path="last", max_epochs=1)
-    assert "no checkpoint to go on from: starting afresh" in caplog.text
+    assert "no checkpoint to resume from: starting afresh" in caplog.text
     assert len(rows()) == 1
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
         f"--ckpt_path {LAST}: damaged, or not a checkpoint of this project (wrong"
         in caplog.text
     )
-    assert f"going on from {STEP} instead" in caplog.text
+    assert f"resuming from {STEP} instead" in caplog.text
     assert_same(weights(), weights(Path("runs/unbroken/checkpoints/last.ckpt")))
     assert rows() == rows("unbroken")
 
@@ -340,7 +340,7 @@ def test_resumed_run_ends_like_an_unbroken_one_on_a_gpu(
 
 def test_no_run_goes_on_from_weights_alone(quick_train: Train) -> None:
     path = str(WEIGHTS)
-    with pytest.raises(InputError, match="weights alone, without what a checkpoint"):
+    with pytest.raises(InputError, match="weights only, without the state that a"):
         quick_train(ckpt_path=path)
     assert not Path("runs").exists()
 

@@ -325,7 +325,7 @@ def test_ctrl_c_ends_it_and_the_same_flags_are_tried_again(
     assert end.value.code == 130
     error = capsys.readouterr().err
     assert (
-        "sweep.py: stopped by Ctrl-C after 0 trials; go on with: python sweep.py"
+        "sweep.py: stopped by Ctrl-C after 0 trials; continue with: python sweep.py"
         in (error)
     )
     assert error.endswith("--name s --lr 0.001:0.01:log --trials 1 --max_epochs 3\n")

@@ -80,7 +80,7 @@ def test_a_run_that_goes_on_says_from_where(
     assert "plan     2 epochs of 3 steps, batches of 32\n" in first
     quick_train(**flags, ckpt_path="last", report=False, logger="csv")
     again = capsys.readouterr().out
-    assert "batches of 32, going on after step 6\n" in again
+    assert "batches of 32, resuming after step 6\n" in again
     assert "max LR   0.01, that of the checkpoint\n" in again
     assert again.splitlines()[-1] == f"run folder       {Path('runs/run')}"
     assert "tensorboard" not in again

@@ -343,7 +343,7 @@ def test_fast_dev_run_looks_at_the_checkpoint_and_begins_anew(
     caplog.set_level("INFO")
     metrics = quick_train(max_epochs=3, ckpt_path="last", fast_dev_run=True)
     assert (metrics["epochs"], metrics["max_lr"]) == (1, 0.01)
-    assert f"{LAST} can be gone on from; the trial begins anew" in caplog.messages
+    assert f"{LAST} can be resumed; the trial starts without it" in caplog.messages
     with pytest.raises(InputError, match="--seed is 1, but the checkpoint was trained"):
         quick_train(max_epochs=3, ckpt_path="last", fast_dev_run=True, seed=1)
     assert {path: path.read_bytes() for path in LAST.parent.iterdir()} == before

@@ -56,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except OSError as error:
                 raise InputError(
                     f"{path}: cannot be written ({error.strerror or error}); the "
-                    "checkpoint before it is whole: put that right, then go on with "
+                    "previous checkpoint is intact: put that right, then resume with "
                     "--ckpt_path last"
                 ) from None
 

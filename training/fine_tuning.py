@@ -58,10 +58,10 @@ def starting_weights(
             f"--init_from {config.init_from}: no weight in it fits --net {config.net} "
             f"--base_width {config.base_width}; {_describe(origin)}"
         )
-    kept, file = "of the same" if is_known else "anew:", one_line(str(config.init_from))
+    kept, file = "kept" if is_known else "new", one_line(str(config.init_from))
     log.info(
         f"{len(fitting)} of {len(ours)} tensors from {file}; "
-        f"classifier {kept} {len(classes)} classes"
+        f"{kept} classifier of {len(classes)} classes"
     )
     return fitting
 

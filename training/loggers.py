@@ -71,7 +71,7 @@ class MLflow(MLFlowLogger):
         except Exception as error:  # of MLflow, a database, the network
             self._is_lost = True
             log.warning(
-                f"--logger mlflow: {one_line(error)}; it gets no more of this run"
+                f"--logger mlflow: {one_line(error)}; it logs no more of this run"
             )
 
 

@@ -38,8 +38,8 @@ def read_checkpoint(
         raise InputError(f"--{flag} {path}: no such file; give a checkpoint or 'last'")
     if path.suffix == WEIGHTS_SUFFIX:
         raise InputError(
-            f"--{flag} {path}: weights alone, without what a checkpoint says of the "
-            "training; give a checkpoint that train.py has written"
+            f"--{flag} {path}: weights only, without the state that a resume needs; "
+            "give a checkpoint that train.py has written"
         )
     try:
         content = io.BytesIO(unsealed(path.read_bytes()))
@@ -78,7 +78,7 @@ def read_newest(paths: list[Path]) -> tuple[Path, Checkpoint] | None:
         for reason in reasons:
             log.warning(f"{reason.removesuffix('; give another')}")
         if reasons:
-            log.warning(f"going on from {path} instead")
+            log.warning(f"resuming from {path} instead")
         return path, checkpoint
     if reasons:
         raise InputError(reasons[0])
@@ -145,6 +145,6 @@ def _check_equal(flag: str, now: Any, before: Any, reason: str) -> None:
     if before != now or (flag in LIMITS and type(before) is not type(now)):
         raise InputError(
             f"--{flag} is {now}, but the checkpoint was trained with {before}; "
-            f"{reason or 'a run can only go on as it began'}: give the old value, or "
+            f"{reason or 'a run is resumed as it began'}: give the old value, or "
             "start anew"
         )

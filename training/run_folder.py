@@ -157,7 +157,7 @@ class RunFolder:
         elif self.newest_checkpoints():
             raise InputError(
                 f"{self.path} already holds a run; give another --name, --ckpt_path "
-                "last to go on with it, or --overwrite to replace it"
+                "last to resume it, or --overwrite to replace it"
                 if checkpoint is None
                 else f"{self.path} already holds another run than that of --ckpt_path "
                 f"{checkpoint}; give another --name"

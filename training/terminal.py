@@ -20,7 +20,7 @@ from training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 SOURCES = {"cifar10": "CIFAR-10", "folder": "own", "synthetic": "drawn shapes"}
-TRIAL = "fast_dev_run: {}; nothing is written, no figure means anything"
+TRIAL = "fast_dev_run: {}; nothing is written, the figures mean nothing"
 Lines = list[tuple[str, str]]
 
 
@@ -72,7 +72,7 @@ def _plan(config: Config, images: int, done: int) -> str:
     epochs = _counted(config.max_epochs, "epoch", "epochs")
     plan = f"{epochs} of {_counted(steps, 'step', 'steps')}, batches of "
     plan += f"{config.batch_size}"
-    return plan + (f", going on after step {done:,}" if done else "")
+    return plan + (f", resuming after step {done:,}" if done else "")
 
 
 @rank_zero_only
