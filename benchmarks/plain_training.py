@@ -192,14 +192,18 @@ class Training:
 
     def train(self) -> None:
         """Train from the first epoch to the last."""
-        self.net.train()
         for epoch in range(self.epochs):
-            self.batches.set_epoch(epoch)
-            if epoch >= self.epochs - self.row["uncut_epochs"]:
-                self.batches.augmentation = self._augmentation(cutout=0)
-            draws = torch.Generator().manual_seed(1000 * self.row["seed"] + epoch)
-            for raw, labels in self.batches:
-                self._step(raw, labels, draws)
+            self.train_epoch(epoch)
+
+    def train_epoch(self, epoch: int) -> None:
+        """Train one epoch, counted from 0; they must follow each other."""
+        self.net.train()
+        self.batches.set_epoch(epoch)
+        if epoch >= self.epochs - self.row["uncut_epochs"]:
+            self.batches.augmentation = self._augmentation(cutout=0)
+        draws = torch.Generator().manual_seed(1000 * self.row["seed"] + epoch)
+        for raw, labels in self.batches:
+            self._step(raw, labels, draws)
 
     def _step(self, raw: Tensor, labels: Tensor, draws: torch.Generator) -> None:
         row, smoothing = self.row, self.row["label_smoothing"]

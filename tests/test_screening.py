@@ -15,9 +15,10 @@ from benchmarks import plain_training
 from benchmarks.factorial import design, effects
 from benchmarks.plain_training import Training, best_loss, build_net, jitter, mix
 from benchmarks.rows import add_row, read_rows
-from benchmarks.studies import screening
+from benchmarks.studies import last_epochs, screening
 from common.errors import InputError
 from datamodule import CIFAR10DataModule
+from run_files import assert_same
 
 
 @pytest.mark.parametrize("count", [11, 14, 19, 23])
@@ -168,6 +169,39 @@ def test_what_differs_in_a_row_differs_in_its_training(
         screening.screening(["one"], str(file), **small_study)
         losses[name] = read_rows(file)["val/loss"][0]
     assert len({*losses.values()}) == len(factors) + 1, losses
+
+
+def test_branches_go_on_from_one_trunk(
+    small_study: dict[str, Any],
+    training: Callable[..., Training],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(last_epochs.BEST, "batch_size", 32)
+    plain, sharp = "as the recipe is", "SAM, radius 0.2"
+    few = small_study | {"epochs": 3, "folder": "kept", "output": "rows.csv"}
+    last_epochs.last_epochs(branches=[plain], **few)
+    # The trunk and a branch without a change are a training from its start.
+    whole = training(**last_epochs.BEST)
+    whole.train()
+    expected = whole.net.state_dict()
+    assert_same(torch.load("kept/branch_0_0.pt")["net"], dict(expected))
+
+    trained: list[int] = []
+    train_epoch = Training.train_epoch
+
+    def note(self: Training, epoch: int) -> None:
+        trained.append(epoch)
+        train_epoch(self, epoch)
+
+    monkeypatch.setattr(Training, "train_epoch", note)
+    last_epochs.last_epochs(branches=[plain, sharp], **few)
+    assert trained == [2]  # neither the trunk nor what is on record
+    assert read_rows(Path("rows.csv"))["branch"].tolist() == [plain, sharp]
+    weight = torch.load("kept/branch_4_0.pt")["net"]["fc.weight"]
+    assert not torch.allclose(weight, expected["fc.weight"])
+    assert last_epochs.table(Path("rows.csv")).count("SAM, radius 0.2") == 1
+    with pytest.raises(InputError, match="--branches: other is none; give some of as"):
+        last_epochs.last_epochs(branches=["other"], **few)
 
 
 @pytest.fixture
