@@ -141,8 +141,9 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def results_table(runs: pd.DataFrame) -> str:
-    """The same in Markdown."""
-    return markdown(results(runs))
+    """The same in Markdown, without columns that are empty throughout."""
+    found = results(runs)
+    return markdown(found.loc[:, (found != "").any()])
 
 
 def percent(shares: pd.Series) -> str:

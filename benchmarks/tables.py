@@ -43,6 +43,7 @@ from benchmarks.studies import (
     airbench,
     explanations,
     fine_tuning,
+    last_epochs,
     lr_rules,
     lr_small,
     photos,
@@ -84,6 +85,7 @@ TABLES = (
         lambda: steps_tables(read_runs(RESULTS / "ablation.csv")),
     ),
     Table("docs/lab/accuracy.md", "screening", screening.tables),
+    Table("docs/lab/accuracy.md", "last_epochs", last_epochs.table),
     Table(
         "docs/lab/accuracy.md",
         "left_out",

@@ -24,6 +24,7 @@ import torch
 from benchmarks.factorial import Row
 from benchmarks.plain_training import Training
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from benchmarks.runs import percent
 from benchmarks.studies.screening import STUDIES
 from common import cli
 from common.errors import InputError
@@ -158,9 +159,10 @@ def table(file: Path = RECORD) -> str:
     for name, same in rows.groupby("branch", sort=False):
         row = {"last quarter": name}
         for response, words in (("", "plain"), ("_tta", "flip TTA")):
-            row[f"accuracy, {words}"] = f"{same[f'val/acc{response}'].mean():.2%}"
+            row[f"accuracy, {words}"] = percent(same[f"val/acc{response}"])
             row[f"loss, {words}"] = f"{same[f'val/loss{response}'].mean():.4f}"
-        cells.append(row | {"n": str(len(same))})
+        places = ", ".join(same["device"].unique())
+        cells.append(row | {"n": str(len(same)), "on": f"{places}, bf16"})
     return markdown(pd.DataFrame(cells))
 
 

@@ -220,7 +220,7 @@ def table(file: Path = RECORD) -> str:
         row |= {"n": same["n_unknown"].iloc[-1]}
         for score, auroc in zip(same["score"], same["auroc"], strict=True):
             row[score] = f"{auroc:.3f}"
-        row["warned of"] = f"{100 * same['warned_unknown'].iloc[-1]:.1f} %"
+        row["marked"] = f"{100 * same['warned_unknown'].iloc[-1]:.1f} %"
         rows.append(row)
     return markdown(pd.DataFrame(rows))
 
