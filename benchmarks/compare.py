@@ -29,6 +29,7 @@ from benchmarks.runs import (
     percent,
     read_runs,
     results,
+    results_table,
     runs_of_configs,
 )
 from common import cli
@@ -88,7 +89,7 @@ def page(runs: pd.DataFrame) -> str:
         f"# Accuracy, {today()}",
         "Of the weights of the last epoch. Rows without a val accuracy trained on all "
         "training images.",
-        markdown(results(runs)),
+        results_table(runs),
         "## Two recipes compared",
         f"Welch's t-test, two-sided, where both have {FEWEST} runs or more; of val "
         "accuracies with the same seeds, the paired one.",
