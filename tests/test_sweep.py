@@ -305,8 +305,16 @@ def test_trials_that_do_not_compare_are_not_mixed(
     shutil.copytree(image_folder, "others")
     moved = refused(*flags, "--data_dir", "others")
     assert moved.startswith(f"--data_dir is {Path('others').resolve()}, but the sweep")
+    # A sweep that is older than a flag had its default.
+    begun = study()
+    known = begun.user_attrs["flags"]
+    older = {name: value for name, value in known.items() if name != "sam_radius"}
+    begun.set_user_attr("flags", older)
+    sharper = refused(*flags, "--sam_radius", "0.1")
+    assert sharper.startswith("--sam_radius is 0.1, but the sweep was begun with 0.0;")
     run(*flags, "--trials", "2")
     assert len(pretended) == 2
+    assert study().user_attrs["flags"] == known
 
 
 def test_ctrl_c_ends_it_and_the_same_flags_are_tried_again(

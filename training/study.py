@@ -115,7 +115,9 @@ class SharedStudy:
         """Refuse to mix trials that do not compare."""
         fixed = {flag: getattr(config, flag) for flag in FIXED}
         now = {flag: str(value) for flag, value in (fixed | self.space).items()}
-        before = self.study.user_attrs.get("flags", now)
+        # A sweep of before a flag was there was begun with its default.
+        defaults = {flag: str(getattr(Config(), flag)) for flag in FIXED}
+        before = defaults | self.study.user_attrs.get("flags", now)
         images = Path(config.data_dir).resolve()
         # CIFAR-10 is the same wherever it lies; another machine has places of its own.
         are_own = "data_dir" in before or is_image_folder(images)
