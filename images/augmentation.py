@@ -33,8 +33,8 @@ class Augmentation(NamedTuple):
     """
 
     crop_padding: int = 4
-    padding_mode: PaddingMode = "constant"
-    flip: Flip = "random"
+    padding_mode: PaddingMode = "reflect"
+    flip: Flip = "alternate"
     cutout: int = 8
     photo_like: float = 0.0
 
