@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from analysis.inference import to_probabilities
 from benchmarks.factorial import Row
-from config import IMAGE_SIZE
+from config import IMAGE_SIZE, Asked
 from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
@@ -20,6 +20,24 @@ from images.loader import EvalLoader, TrainLoader
 # What goes with a level: the rate that suits a batch size, the eps that suits a beta2.
 LRS = {512: 0.005, 256: 0.0035, 128: 0.0025}
 EPS = {0.999: 1e-8, 0.99: 1e-5}
+
+
+def load_images(data: Asked, data_dir: str, val_size: int) -> CIFAR10DataModule:
+    """The images, `val_size` of them held out; the batches are made in `Training`."""
+    images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
+    images.prepare_data()
+    images.setup()
+    return images
+
+
+def shape_of(images: CIFAR10DataModule, epochs: int, base_width: int) -> Row:
+    """What trainings must share to be compared, as columns of a record."""
+    return {
+        "epochs": epochs,
+        "base_width": base_width,
+        "val_size": images.val_size,
+        "images": images.fingerprint,
+    }
 
 
 def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:

@@ -74,6 +74,26 @@ def check_writable(file: Path) -> None:
         pass
 
 
+def check_shape(done: pd.DataFrame, shape: dict[str, Any], file: Path) -> None:
+    """Refuse to add to measurements of another length, width or images.
+
+    Args:
+        done: The rows that others are to go beside.
+        shape: What those share, by the names of the columns.
+        file: Where the rows are.
+
+    Raises:
+        InputError: They are of another shape.
+    """
+    for column, value in shape.items():
+        known = done[column].dropna() if column in done else ()  # older rows say less
+        if others := {*known} - {value}:
+            raise InputError(
+                f"--output {file} has such rows with {column} {others.pop()}, not "
+                f"{value}; give another file, or the same value"
+            )
+
+
 def _read_cells(file: Path, columns: Sequence[str]) -> list[list[str]]:
     """Header and rows as text; an empty header where there is no file.
 

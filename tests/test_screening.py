@@ -140,10 +140,10 @@ def test_rows_are_trained_once(
     monkeypatch.delattr(Training, "train")
     screening.screening(["first"], "rows.csv", [0, 21], **small_study)
     longer = small_study | {"epochs": 3}
-    with pytest.raises(InputError, match=r"rows of this design with epochs 2, not 3"):
+    with pytest.raises(InputError, match=r"such rows with epochs 2, not 3"):
         screening.screening(["first"], "rows.csv", [1], **longer)
     others = small_study | {"data": "synthetic"}
-    with pytest.raises(InputError, match=r"rows of this design with images [0-9a-f]+"):
+    with pytest.raises(InputError, match=r"such rows with images [0-9a-f]+"):
         screening.screening(["first"], "rows.csv", [1], **others)
     twice = {str(column): cell for column, cell in rows.iloc[1].items()}
     add_row(Path("rows.csv"), twice)  # of a process beside
@@ -202,6 +202,15 @@ def test_branches_go_on_from_one_trunk(
     assert last_epochs.table(Path("rows.csv")).count("SAM, radius 0.2") == 1
     with pytest.raises(InputError, match="--branches: other is none; give some of as"):
         last_epochs.last_epochs(branches=["other"], **few)
+    longer = few | {"epochs": 4}
+    with pytest.raises(
+        InputError, match=r"rows\.csv has such rows with epochs 3, not 4"
+    ):
+        last_epochs.last_epochs(**longer)
+    with pytest.raises(
+        InputError, match="--folder kept has a training with epochs 3, not 4"
+    ):
+        last_epochs.last_epochs(**longer | {"output": "others.csv"})
 
 
 @pytest.fixture

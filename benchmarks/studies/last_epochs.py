@@ -22,15 +22,14 @@ import pandas as pd
 import torch
 
 from benchmarks.factorial import Row
-from benchmarks.plain_training import Training
-from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from benchmarks.plain_training import Training, load_images, shape_of
+from benchmarks.rows import RESULTS, add_row, check_shape, markdown, read_rows, today
 from benchmarks.runs import percent
 from benchmarks.studies.screening import STUDIES
 from common import cli
 from common.errors import InputError
 from common.files import expanded, replacing
 from config import Asked
-from datamodule import CIFAR10DataModule
 from machine import provenance
 from machine.hardware import choose_hardware
 
@@ -86,10 +85,9 @@ def last_epochs(
     record, place = expanded(output), choose_hardware(device).device
     kept = expanded(folder)
     kept.mkdir(parents=True, exist_ok=True)
-    read_rows(record, "branch", "seed")  # refused before the work
-    images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
-    images.prepare_data()
-    images.setup()
+    images = load_images(data, data_dir, val_size)
+    shape = shape_of(images, epochs, base_width)
+    check_shape(read_branches(record), shape, record)
     torch.backends.cudnn.benchmark = True
 
     def training(changes: Row) -> Training:
@@ -98,23 +96,24 @@ def last_epochs(
 
     fork = epochs - round(SHARE * epochs)
     trunk = kept / f"trunk_{seed}.pt"
-    go_on(training({}), trunk, trunk, fork)
+    go_on(training({}), trunk, trunk, fork, shape)
     for name in wanted:
-        done = read_rows(record, "branch", "seed")
+        done = read_branches(record)  # now: others may add to it
         if ((done["branch"] == name) & (done["seed"] == seed)).any():
             continue
         branch = training(BRANCHES[name])
         own = kept / f"branch_{[*BRANCHES].index(name)}_{seed}.pt"
-        go_on(branch, own if own.exists() else trunk, own, epochs)
+        go_on(branch, own if own.exists() else trunk, own, epochs, shape)
         found = branch.evaluate(*images.val_set)
         print(f"{name}, seed {seed}: {found}", flush=True)
-        about = {"branch": name, "seed": seed, "epochs": epochs, "fork": fork}
-        about |= {"base_width": base_width, "val_size": val_size}
         add_row(
             record,
             {
                 "date": today(),
-                **about,
+                "branch": name,
+                "seed": seed,
+                "fork": fork,
+                **shape,
                 **{f"val/{response}": value for response, value in found.items()},
                 "device": provenance.device_name(place),
                 "versions": provenance.versions(place),
@@ -123,7 +122,7 @@ def last_epochs(
         )
 
 
-def go_on(training: Training, source: Path, target: Path, end: int) -> None:
+def go_on(training: Training, source: Path, target: Path, end: int, shape: Row) -> None:
     """Train from a checkpoint, if there is one, and keep one after every epoch.
 
     Args:
@@ -131,6 +130,10 @@ def go_on(training: Training, source: Path, target: Path, end: int) -> None:
         source: The checkpoint to begin with.
         target: The one to write.
         end: The epoch before which to stop.
+        shape: What trunk and branches must share.
+
+    Raises:
+        InputError: The checkpoint is of a training of another shape.
     """
     parts: dict[str, Any] = {
         "net": training.net,
@@ -140,21 +143,31 @@ def go_on(training: Training, source: Path, target: Path, end: int) -> None:
     start = 0
     if source.exists():
         saved = torch.load(source, weights_only=True)
-        start = saved.pop("epoch")
+        for name, value in shape.items():
+            if saved["shape"][name] != value:
+                raise InputError(
+                    f"--folder {source.parent} has a training with {name} "
+                    f"{saved['shape'][name]}, not {value}; give another folder"
+                )
+        start = saved["epoch"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     for epoch in range(start, end):
         training.train_epoch(epoch)
         states = {name: part.state_dict() for name, part in parts.items()}
         with replacing(target) as file:
-            torch.save(states | {"epoch": epoch + 1}, file)
+            torch.save(states | {"epoch": epoch + 1, "shape": shape}, file)
+
+
+def read_branches(record: Path) -> pd.DataFrame:
+    """The branches on record, of each the newest row."""
+    rows = read_rows(record, "branch", "seed", text=["images"])
+    return rows.drop_duplicates(["branch", "seed"], keep="last")
 
 
 def table(file: Path = RECORD) -> str:
     """A row a branch: accuracy and loss without and with flip TTA."""
-    rows = read_rows(file, "branch", "seed").drop_duplicates(
-        ["branch", "seed"], keep="last"
-    )
+    rows = read_branches(file)
     cells = []
     for name, same in rows.groupby("branch", sort=False):
         row = {"last quarter": name}

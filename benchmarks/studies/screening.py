@@ -30,13 +30,12 @@ from torch import Tensor
 
 from benchmarks.corruptions import jpeg_compression, to_levels
 from benchmarks.factorial import Factors, Row, design, effects
-from benchmarks.plain_training import Training
-from benchmarks.rows import RESULTS, add_row, markdown, read_rows, today
+from benchmarks.plain_training import Training, load_images, shape_of
+from benchmarks.rows import RESULTS, add_row, check_shape, markdown, read_rows, today
 from common import cli
 from common.errors import InputError
 from common.files import expanded
 from config import Asked
-from datamodule import CIFAR10DataModule
 from machine import provenance
 from machine.hardware import choose_hardware
 
@@ -157,13 +156,8 @@ def screening(
     """
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
     record, place = expanded(output), choose_hardware(device).device
-    read_rows(record, *SAME)  # refused before the work
-    # Batches are made in `Training`.
-    images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
-    images.prepare_data()
-    images.setup()
-    shape: dict[str, Any] = {"epochs": epochs, "base_width": base_width}
-    shape |= {"val_size": val_size, "images": images.fingerprint}
+    images = load_images(data, data_dir, val_size)
+    shape = shape_of(images, epochs, base_width)
     check_shape(read_designs(record, designs), shape, record)
     pixels, labels = images.val_set
     judged = {"val": pixels, "jpeg": as_jpeg(pixels)}
@@ -197,22 +191,6 @@ def read_designs(record: Path, designs: Collection[str]) -> pd.DataFrame:
     rows = read_rows(record, *SAME, text=["images"])
     newest = rows.drop_duplicates([*SAME], keep="last")
     return newest[newest["design"].isin(designs)]
-
-
-def check_shape(done: pd.DataFrame, shape: dict[str, Any], record: Path) -> None:
-    """Refuse to fill up a design with trainings of another length, width or images.
-
-    Raises:
-        InputError: Some of its rows are.
-    """
-    for flag, value in shape.items():
-        known = done[flag].dropna() if flag in done else ()  # older rows say less
-        others = {*known} - {value}
-        if others:
-            raise InputError(
-                f"--output {record} has rows of this design with {flag} "
-                f"{others.pop()}, not {value}; give another file, or the same value"
-            )
 
 
 def numbers_of(name: str, rows: list[int] | None) -> list[int]:
