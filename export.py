@@ -221,7 +221,13 @@ def read_torch(path: Path) -> Classify:
 
 def write_safetensors(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
     """Write the weights of the network, and what shaped them in the metadata."""
-    save_weights(model, {"config": shaping_flags(read_trained(checkpoint))}, path)
+    notes: dict[str, Any] = {"config": shaping_flags(read_trained(checkpoint))}
+    save_weights(model, notes | known_features(model), path)
+
+
+def known_features(model: LitCustomResNet) -> dict[str, Any]:
+    """Where features of training images lie, as an entry of a file, if it is known."""
+    return {} if model.features is None else {"features": model.features}
 
 
 def shaping_flags(saved: Checkpoint) -> dict[str, Any]:
@@ -244,6 +250,7 @@ def write_weights(model: LitCustomResNet, checkpoint: Path, path: Path) -> None:
         "state_dict": model.state_dict(),
         "config": shaping_flags(saved),
         "images": saved.get("images"),
+        **known_features(model),
     }
     with path.open("wb") as file:
         file.writelines(serialised(content))

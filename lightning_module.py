@@ -1,7 +1,7 @@
 """`LitCustomResNet`: the network with its loss, metrics, optimizer and schedule."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import common  # noqa: F401  # puts right what the next ones stumble over
 
@@ -26,6 +26,18 @@ from networks import build_network
 
 WITH_TTA = {"test/acc_tta": "with flip TTA", "test/acc_views": "with six views"}
 PCT_START = 5 / 24  # the LR peaks at epoch 5 of 24, and at the same share of other runs
+
+
+class Features(TypedDict):
+    """Where the features of training images lie (networks.collected_features).
+
+    Attributes:
+        mean: Of each feature.
+        variance: Of all together: the mean squared distance from the mean.
+    """
+
+    mean: list[float]
+    variance: float
 
 
 class LitCustomResNet(pl.LightningModule):
@@ -53,13 +65,15 @@ class LitCustomResNet(pl.LightningModule):
     After a test, `confusion` counts the images of all processes by true and by
     predicted class, int64 (num_classes, num_classes). Within an epoch, `losses` and
     `accuracies` hold those of each step so far, on the device. `mirrors` says whether a
-    mirror image is as good as the image, as it is after a training with both.
+    mirror image is as good as the image, as it is after a training with both, and
+    `features` where those of the training images lie, if that is known.
     """
 
     mean: Tensor
     std: Tensor
     confusion: Tensor
     mirrors = True
+    features: Features | None = None
 
     def __init__(
         self,

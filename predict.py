@@ -17,7 +17,6 @@ from analysis.figures import explanation
 from analysis.inference import (
     BATCH_SIZE,
     Prediction,
-    is_known,
     predict_views,
     read_images,
     top_predictions,
@@ -134,12 +133,11 @@ def predict_batch(
     }
     readable = [path for path in paths if path not in errors]
     if readable:
-        probabilities = predict_views(model, views)
+        probabilities, are_known = predict_views(model, views)
         guesses = top_predictions(probabilities, model.hparams["classes"], top)
-        are_known = is_known(probabilities).tolist()
         for path, guess, known in zip(readable, guesses, are_known, strict=True):
             results[path]["predictions"] = guess
-            results[path]["known"] = known
+            results[path]["known"] = bool(known)
         if folder is not None:
             images = views[:, 0]
             heats = layer_cam(model, images, probabilities.argmax(dim=1))

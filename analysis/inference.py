@@ -1,23 +1,22 @@
 """Inference: logits, probabilities and predictions of images."""
 
 import logging
-import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.novelty import novelty
 from common.errors import InputError, show_traceback
 from images.image_folder import read_views
 from lightning_module import LitCustomResNet
+from networks import collected_features
 
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 500  # images at once
-ENTROPY_THRESHOLD = math.log(2)  # nats: that of two classes with the same probability
-GUESSING_THRESHOLD = 0.9  # of the entropy of uniform probabilities
 FLOOR = 0.01  # least share of a softmax output that stays when smoothing is removed
 
 
@@ -44,6 +43,47 @@ class Prediction(TypedDict):
     error: str | None
 
 
+class Seen(NamedTuple):
+    """What a network makes of images, float32 on the CPU.
+
+    Attributes:
+        logits: (..., C).
+        features: (..., K), of `networks.collected_features`.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+def see(model: LitCustomResNet, images: Tensor) -> Seen:
+    """What a network makes of images, in batches.
+
+    Args:
+        model: As `load_model` returns it, on any device.
+        images: uint8 (N, 3, 32, 32).
+    """
+    with torch.inference_mode(), collected_features(model.net) as features:
+        batches = [model(batch.to(model.device)) for batch in images.split(BATCH_SIZE)]
+    return Seen(torch.cat(batches).float().cpu(), torch.cat(features).cpu())
+
+
+def see_views(model: LitCustomResNet, views: Tensor, *, mirrored: bool) -> Seen:
+    """What a network makes of images that are looked at in several ways.
+
+    Args:
+        model: As `load_model` gives it, on any device.
+        views: uint8 (N, V, 3, 32, 32).
+        mirrored: Look at the mirror image of each view, too; V doubles.
+
+    Returns:
+        Logits (N, V, C) and features (N, V, K).
+    """
+    if mirrored:
+        views = torch.cat([views, views.flip(4)], dim=1)
+    seen = see(model, views.flatten(0, 1))
+    return Seen(*(values.unflatten(0, views.shape[:2]) for values in seen))
+
+
 def predict_logits(model: LitCustomResNet, images: Tensor) -> Tensor:
     """Logits of images, in batches.
 
@@ -54,9 +94,7 @@ def predict_logits(model: LitCustomResNet, images: Tensor) -> Tensor:
     Returns:
         float32 (N, C), on the CPU.
     """
-    with torch.inference_mode():
-        batches = [model(batch.to(model.device)) for batch in images.split(BATCH_SIZE)]
-    return torch.cat(batches).float().cpu()
+    return see(model, images).logits
 
 
 def to_probabilities(logits: Tensor, label_smoothing: float) -> Tensor:
@@ -67,17 +105,17 @@ def to_probabilities(logits: Tensor, label_smoothing: float) -> Tensor:
     s / C become small, not zero, and keep their rank.
 
     Args:
-        logits: float (N, C).
+        logits: float (..., C).
         label_smoothing: That of the network's training.
 
     Returns:
-        float (N, C), all above 0; each row's sum is 1.
+        float (..., C), all above 0; the sum over the classes is 1.
     """
-    smoothed = logits.softmax(dim=1)
+    smoothed = logits.softmax(dim=-1)
     probabilities = torch.maximum(
-        smoothed - label_smoothing / smoothed.shape[1], FLOOR * smoothed
+        smoothed - label_smoothing / smoothed.shape[-1], FLOOR * smoothed
     )
-    return probabilities / probabilities.sum(dim=1, keepdim=True)
+    return probabilities / probabilities.sum(dim=-1, keepdim=True)
 
 
 def predict_proba(model: LitCustomResNet, images: Tensor) -> Tensor:
@@ -95,40 +133,31 @@ def predict_proba(model: LitCustomResNet, images: Tensor) -> Tensor:
     )
 
 
-def predict_views(model: LitCustomResNet, views: Tensor) -> Tensor:
-    """Class probabilities of images that are looked at in several ways.
+def predict_views(model: LitCustomResNet, views: Tensor) -> tuple[Tensor, Tensor]:
+    """What images are that are looked at in several ways, and whether they are known.
 
-    They follow from the mean logits of all views and, where the network was trained
-    with mirrored images, of their mirror images.
+    Where the network was trained with mirrored images, the mirror images of all views
+    count, too.
 
     Args:
         model: As `load_model` gives it, on any device.
         views: uint8 (N, V, 3, 32, 32), of `read_images`.
 
     Returns:
-        float32 (N, C), on the CPU, in the order of `model.hparams["classes"]`.
+        Class probabilities, float32 (N, C), that follow from the mean logits, in the
+        order of `model.hparams["classes"]`; and whether each image is probably of any
+        of the classes, bool (N,).
     """
-    logits = mean_logits(model, views, mirrored=model.mirrors)
-    return to_probabilities(logits, model.hparams["label_smoothing"])
+    seen = see_views(model, views, mirrored=model.mirrors)
+    smoothing = model.hparams["label_smoothing"]
+    probabilities = to_probabilities(seen.logits.mean(dim=1), smoothing)
+    return probabilities, novelty_of(model, seen) < 1
 
 
-def mean_logits(model: LitCustomResNet, views: Tensor, *, mirrored: bool) -> Tensor:
-    """Logits of images that are looked at in several ways: the mean of all ways.
-
-    Args:
-        model: As `load_model` gives it, on any device.
-        views: uint8 (N, V, 3, 32, 32).
-        mirrored: Look at the mirror image of each view, too.
-
-    Returns:
-        float32 (N, C), on the CPU.
-    """
-    images = views.flatten(0, 1)
-    logits = predict_logits(model, images)
-    if mirrored:
-        logits = (logits + predict_logits(model, images.flip(3))) / 2
-    mean: Tensor = logits.unflatten(0, views.shape[:2]).mean(dim=1)
-    return mean
+def novelty_of(model: LitCustomResNet, seen: Seen) -> Tensor:
+    """How new images are to a network, of which it has seen several views: (N,)."""
+    probabilities = to_probabilities(seen.logits, model.hparams["label_smoothing"])
+    return novelty(probabilities, seen.features, model.features)
 
 
 def top_predictions(
@@ -149,37 +178,6 @@ def top_predictions(
         ]
         for image in zip(highest.tolist(), labels.tolist(), strict=True)
     ]
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of the class probabilities of each image, in nats.
-
-    Args:
-        probabilities: float (N, C), of `predict_proba`.
-
-    Returns:
-        float (N,).
-    """
-    found: Tensor = torch.special.entr(probabilities).sum(dim=1)
-    return found
-
-
-def is_known(probabilities: Tensor) -> Tensor:
-    """Whether each image is probably of any of the classes.
-
-    It is if the entropy of its probabilities is below a threshold: that of two classes
-    with the same probability, or where there are two classes, 90 % of it.
-    docs/unknown_images.md has how often that is right.
-
-    Args:
-        probabilities: float (N, C), of `predict_proba`.
-
-    Returns:
-        bool (N,).
-    """
-    return entropy(probabilities) < min(
-        ENTROPY_THRESHOLD, GUESSING_THRESHOLD * math.log(probabilities.shape[1])
-    )
 
 
 def read_images(paths: Sequence[str]) -> tuple[Tensor, dict[str, str]]:

@@ -51,6 +51,7 @@ def load_model(path: str | Path | None = None) -> LitCustomResNet:
             "checkpoint of this version of the project"
         ) from None
     module.mirrors = saved.get("config", {}).get("flip") != "none"
+    module.features = saved.get("features")
     return module.eval().requires_grad_(False)
 
 

@@ -15,7 +15,6 @@ from analysis.explanation import layer_cam
 from analysis.figures import explanation
 from analysis.html import percent
 from analysis.inference import (
-    is_known,
     predict_proba,
     predict_views,
     read_images,
@@ -33,8 +32,8 @@ SHOWN = 24  # mistakes in the gallery
 EVERY_CLASS = -1  # in the place of a label
 KEPT = (60, 600)  # seconds: how often to look for uploads, and how old they may become
 UNKNOWN = (
-    "Probably none of the classes: the network is less sure of this image than if it "
-    "had to choose between two classes."
+    "Probably none of the classes: the network is not sure of this image, or it is "
+    "unlike those that the network was trained with."
 )
 NO_IMAGES = (
     "Start with `python app.py --run runs/NAME`, or with `--data_dir FOLDER`, to "
@@ -91,19 +90,22 @@ class Look(NamedTuple):
         return f"It is **{escape(self.true)}**, taken for **{escape(predicted)}**."
 
 
-def look(model: LitCustomResNet, image: Tensor, probabilities: Tensor) -> Look:
+def look(
+    model: LitCustomResNet, image: Tensor, probabilities: Tensor, known: Tensor
+) -> Look:
     """What a network says of an image.
 
     Args:
         model: As `load_model` gives it, on any device.
         image: uint8 (1, 3, 32, 32).
         probabilities: What it gives the classes, float32 (1, C).
+        known: Whether the image is probably of any of the classes, bool (1,).
     """
     [guesses] = top_predictions(probabilities, model.hparams["classes"], TOP)
     [heat] = layer_cam(model, image, probabilities.argmax(dim=1))
     return Look(
         {guess["label"]: guess["probability"] for guess in guesses},
-        bool(is_known(probabilities)),
+        bool(known),
         explanation(image[0], heat),
     )
 
@@ -115,7 +117,7 @@ def look_at_photo(model: LitCustomResNet, views: Tensor) -> Look:
         model: As `load_model` gives it, on any device.
         views: uint8 (1, V, 3, 32, 32), of which the first is shown.
     """
-    return look(model, views[:, 0], predict_views(model, views))
+    return look(model, views[:, 0], *predict_views(model, views))
 
 
 def look_at_file(model: LitCustomResNet, path: str) -> Look:
@@ -177,7 +179,8 @@ class Mistakes:
     def look(self, model: LitCustomResNet, place: int) -> Look:
         """What the network says of the image at a position, and what is true."""
         image = self.images[place].permute(2, 0, 1)[None]
-        found = look(model, image, self.probabilities[place][None])
+        _, known = predict_views(model, image[None])
+        found = look(model, image, self.probabilities[place][None], known)
         return found._replace(true=self.classes[int(self.labels[place])])
 
     def _caption(self, place: int) -> str:

@@ -14,7 +14,7 @@ from common.text import one_line
 from lightning_module import LitCustomResNet
 from training.resume import Checkpoint
 
-NOTES = ("config", "measured")  # beside the hyper-parameters; either may be missing
+NOTES = ("config", "measured", "features")  # beside the hyper-parameters, if known
 
 
 def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> None:
@@ -22,8 +22,8 @@ def save_weights(model: LitCustomResNet, notes: dict[str, Any], path: Path) -> N
 
     Args:
         model: The network. Tensors that lose nothing by it are stored as float16.
-        notes: `config`, the flags that shaped the training, and `measured`, what the
-            weights reach, as far as known.
+        notes: `config`, the flags that shaped the training, `measured`, what the
+            weights reach, and `features` of training images, as far as known.
         path: The file.
     """
     weights = {name: compact(value) for name, value in model.net.state_dict().items()}

@@ -34,7 +34,7 @@ from common.errors import InputError
 from common.files import replacing
 from common.text import one_line
 from evaluate import evaluate
-from export import export, make_contiguous
+from export import export, known_features, make_contiguous
 
 IDENTITY = ("seed", "test/acc", "test/loss", "train/loss")
 MEASURED = ("test/acc", "test/acc_tta", "test/loss", "precision", "versions")
@@ -89,6 +89,7 @@ def write_tested(checkpoint: Path, data_dir: str, found: dict[str, Any]) -> None
         model = load_model(draft)
         make_contiguous(model)
         notes = {"config": read_trained(draft)["config"], "measured": found}
+        notes |= known_features(model)
         save_weights(model, notes, draft)
         WEIGHTS.parent.mkdir(exist_ok=True)
         with replacing(WEIGHTS) as file:

@@ -161,7 +161,8 @@ def test_the_picture_is_where_the_network_looks(run: Path, pictures: Path) -> No
     pixels = np.asarray(Image.open(pictures / "noise.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None]
     views = image.repeat(2, 1, 1, 1)[None]
-    [heat] = layer_cam(model, image, predict_views(model, views).argmax(dim=1))
+    probabilities, _ = predict_views(model, views)
+    [heat] = layer_cam(model, image, probabilities.argmax(dim=1))
     assert page.look_at_photo(model, views).picture == explanation(image[0], heat)
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -17,13 +16,13 @@ import torch
 from PIL import Image
 
 import predict
-from analysis import inference, loading
+from analysis import inference, loading, novelty
 from analysis.explanation import layer_cam
 from analysis.inference import (
-    entropy,
-    is_known,
+    novelty_of,
     predict_logits,
     predict_views,
+    see_views,
     to_probabilities,
     top_predictions,
 )
@@ -102,16 +101,20 @@ def test_the_probabilities_are_those_of_the_network(
         [torch.tensor(to_pixels(Image.open(path))).permute(2, 0, 1) for path in paths]
     )
     model = load_model(checkpoint)
-    both = predict_logits(model, images) + predict_logits(model, images.flip(3))
-    probabilities = to_probabilities(both / 2, model.hparams["label_smoothing"])
-    for result, share in zip(done.results, probabilities.tolist(), strict=True):
+    seen = [predict_logits(model, part) for part in (images, images.flip(3))]
+    smoothing = model.hparams["label_smoothing"]
+    probabilities = to_probabilities(torch.stack(seen).mean(dim=0), smoothing)
+    views = see_views(model, images[:, None], mirrored=True)
+    known = (novelty_of(model, views) < 1).tolist()
+    for result, share, is_known in zip(
+        done.results, probabilities.tolist(), known, strict=True
+    ):
         assert result.keys() == {"file", "predictions", "known", "error"}
         found = {one["label"]: one["probability"] for one in result["predictions"]}
         named = dict(zip(model.hparams["classes"], share, strict=True))
         assert found == pytest.approx(named, abs=1e-6)
         assert list(found.values()) == sorted(found.values(), reverse=True)
-        entropy = -sum(p * math.log(p) for p in share)
-        assert result["known"] == (entropy < math.log(2))
+        assert result["known"] == is_known
         assert result["error"] is None
 
 
@@ -246,14 +249,14 @@ def test_a_file_is_done_once_and_batches_do_not_matter(
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
-def test_an_unsure_network_warns(
+def test_an_image_that_is_new_is_marked(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red().save("a.png")
-    monkeypatch.setattr(inference, "ENTROPY_THRESHOLD", 9.0)
+    monkeypatch.setattr(novelty, "THREE", 99.0)
     assert command("a.png", "--json").results[0]["known"] is True
     assert "probably none" not in command("a.png").out
-    monkeypatch.setattr(inference, "ENTROPY_THRESHOLD", 0.0)
+    monkeypatch.setattr(novelty, "THREE", 1e-9)
     assert command("a.png", "--json").results[0]["known"] is False
     assert command("a.png").out.endswith("  probably none of the classes\n")
 
@@ -280,7 +283,7 @@ def test_explanations_show_the_image_and_where_the_network_looks(
         original = np.asarray(Image.open(f"{folder}/same.png"))
         assert np.array_equal(small[:, :32], original)
         image = torch.tensor(original).permute(2, 0, 1)[None]
-        said = predict_views(model, image[:, None]).argmax(1)
+        said = predict_views(model, image[:, None])[0].argmax(1)
         heat = layer_cam(model, image, said)[0].numpy()
         changed = np.abs(small[:, 32:].astype(int) - original).sum(axis=2)
         assert changed[heat == 0].sum() == 0
@@ -387,29 +390,6 @@ def test_a_reader_that_leaves_early_is_no_error(checkpoint: Path) -> None:
         )
     assert done.returncode == 141
     assert done.stderr == ""
-
-
-def test_known_is_what_is_surer_than_between_two_classes() -> None:
-    probabilities = torch.tensor(
-        [[0.6, 0.4, 0, 0], [0.49, 0.49, 0.02, 0], [0.7, 0.1, 0.1, 0.1]]
-    )
-    assert entropy(probabilities)[2].item() == pytest.approx(0.940448, abs=1e-6)
-    assert is_known(probabilities).tolist() == [True, False, False]
-
-
-def test_a_network_of_two_classes_can_know_none_of_them() -> None:
-    probabilities = torch.tensor([[0.6, 0.4], [0.75, 0.25], [0.95, 0.05]])
-    assert is_known(probabilities).tolist() == [False, True, True]
-
-
-def test_label_smoothing_is_no_doubt() -> None:
-    """What a network is taught for a sure image must not pass for an unknown one."""
-    sure = torch.tensor([[0.82] + 9 * [0.02]]).log()
-    leaning = torch.tensor([[0.31, 0.53] + 8 * [0.02]]).log()
-    both = torch.cat([sure, leaning])
-    assert is_known(to_probabilities(both, 0.0)).tolist() == [False, False]
-    assert is_known(to_probabilities(both, 0.2)).tolist() == [True, True]
-    assert is_known(to_probabilities(leaning * 0.8, 0.2)).tolist() == [False]
 
 
 def test_top_predictions_are_sorted() -> None:

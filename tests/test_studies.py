@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.inference import ENTROPY_THRESHOLD
+from analysis.inference import Seen
+from analysis.novelty import TWO
 from benchmarks.rows import read_rows
 from benchmarks.studies import explanations, lr_small, unknown_images
 from benchmarks.studies.explanations import glue, hottest, is_on_its_side
@@ -29,7 +30,6 @@ from benchmarks.studies.lr_small import LRS, Setting, compare, summary, verdict
 from benchmarks.studies.lr_stability import CURVES, lr_stability, read_tests
 from benchmarks.studies.small_maps import small_maps
 from benchmarks.studies.unknown_images import (
-    SCORES,
     auroc,
     held_out,
     refused,
@@ -39,6 +39,7 @@ from common.errors import InputError
 from config import Config
 from datamodule import CIFAR10DataModule
 from images import sources
+from lightning_module import LitCustomResNet
 from record import write_recipe
 from run_files import LAST
 from training.lr_finder import RangeTest, limit
@@ -326,12 +327,23 @@ def test_fewer_images_are_taken_evenly() -> None:
     assert len(thin_out(torch.arange(0), 4)) == 0
 
 
-def test_every_score_is_higher_for_a_sure_network() -> None:
+def test_every_score_is_higher_for_a_sure_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sure, unsure = torch.tensor([[9.0, 0, 0]]), torch.tensor([[1.0, 0.9, 0.8]])
-    for name, score in SCORES.items():
-        assert score(sure, sure.softmax(1)) > score(unsure, unsure.softmax(1)), name
-    even = SCORES["negative entropy"](torch.zeros(1, 8), torch.full((1, 8), 1 / 8))
-    assert even.item() == pytest.approx(-2.0794, abs=1e-4)  # log 8
+    model = LitCustomResNet("abc", (0.5,) * 3, (0.25,) * 3, 0.01, label_smoothing=0)
+    even = torch.zeros(1, 3)
+    logits = torch.cat([sure, unsure, even])
+    seen = Seen(logits, torch.zeros(3, 256))
+    monkeypatch.setattr(unknown_images, "see", lambda *_: seen)
+    found = unknown_images.scores_of(model, torch.zeros(3, 32, 32, 3))
+    for name, scores in found.items():
+        assert scores[0] > scores[1], name
+    assert found["negative entropy"][2].item() == pytest.approx(-1.0986, abs=1e-4)
+    assert found["energy"][2].item() == pytest.approx(1.0986, abs=1e-4)  # log 3
+    model.features = {"mean": [0.5] * 256, "variance": 16.0}  # 4 away, squared
+    further = unknown_images.scores_of(model, torch.zeros(3, 32, 32, 3))
+    assert further["negative novelty"].max() < -2
 
 
 def test_unknown_images_runs_small(
@@ -351,7 +363,9 @@ def test_unknown_images_runs_small(
     kinds = ["uniform noise", "shuffled pixels", "drawn shapes"]
     kinds.append("held-out classes: blue")
     named = [(row["score"], row["unknown"]) for row in rows]
-    assert named == 2 * [(score, kind) for kind in kinds for score in SCORES]
+    scores = ["maximum softmax", "maximum logit", "energy", "negative entropy"]
+    scores.append("negative novelty")
+    assert named == 2 * [(score, kind) for kind in kinds for score in scores]
     for row in rows:
         is_left_out = row["unknown"] == kinds[-1]
         assert row["n_validation"] == 8
@@ -387,10 +401,10 @@ def test_the_threshold_of_the_warning_is_the_measured_one(smoothing: float) -> N
     [threshold] = rows["threshold"].unique()
     [warned] = rows["warned_validation"].unique()
     if smoothing:
-        assert -threshold > ENTROPY_THRESHOLD
+        assert -threshold > TWO
         assert warned > 0.1
     else:
-        assert -threshold == pytest.approx(ENTROPY_THRESHOLD, abs=0.05)
+        assert -threshold == pytest.approx(TWO, abs=0.05)
         assert warned == pytest.approx(0.05, abs=0.01)
 
 

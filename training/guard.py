@@ -96,7 +96,7 @@ class Guard(Checkpoint):
             DivergedError: A loss was not finite, so nothing is saved.
             StoppedError: A signal came.
         """
-        if not _steps_in_epoch(trainer):  # the epoch is over: `last.ckpt` is next
+        if not steps_in_epoch(trainer):  # the epoch is over: `last.ckpt` is next
             self._check_finite(trainer)
             return
         is_asked = trainer.global_step % self.ask_every == 0
@@ -132,7 +132,7 @@ class Guard(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any
     ) -> None:
         """Within an epoch, add the metrics of its steps, of every process."""
-        if _steps_in_epoch(trainer):
+        if steps_in_epoch(trainer):
             checkpoint["epoch_metrics"] = {
                 name: pl_module.all_gather(torch.stack(getattr(pl_module, name)))
                 for name in STEP_METRICS
@@ -207,6 +207,6 @@ def first_bad(losses: Tensor, step: int) -> Tensor:
     return torch.where(is_bad.any(), step + is_bad.int().argmax(), -1)
 
 
-def _steps_in_epoch(trainer: pl.Trainer) -> int:
+def steps_in_epoch(trainer: pl.Trainer) -> int:
     """Steps since the last whole epoch."""
     return int(trainer.global_step % trainer.num_training_batches)

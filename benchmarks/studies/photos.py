@@ -32,15 +32,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from analysis.inference import (
-    entropy,
-    is_known,
-    mean_logits,
+    novelty_of,
     predict_logits,
-    to_probabilities,
+    see_views,
 )
 from analysis.loading import load_model, read_test_images
 from benchmarks.corruptions import spoilings, to_levels
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
+from benchmarks.studies.unknown_images import auroc
 from common import cli
 from common.errors import InputError
 from common.files import expanded
@@ -102,13 +101,15 @@ def read_photos(folder: Path) -> list[Image.Image]:
     return [read_photo(path, LARGEST) for path in paths]
 
 
-def predict(model: LitCustomResNet, photos: list[Image.Image], reading: str) -> Tensor:
-    """Probabilities of photos read in one of the `READINGS`: float32 (N, C)."""
+def predict(
+    model: LitCustomResNet, photos: list[Image.Image], reading: str
+) -> tuple[Tensor, Tensor]:
+    """Classes of photos read in one of the `READINGS`, int64 (N,), and novelty (N,)."""
     ways, mirrored = READINGS[reading]
     pixels = [[np.asarray(way(photo)) for way in ways] for photo in photos]
     views = torch.from_numpy(np.array(pixels)).permute(0, 1, 4, 2, 3)
-    scores = mean_logits(model, views, mirrored=mirrored)
-    return to_probabilities(scores, model.hparams["label_smoothing"])
+    seen = see_views(model, views, mirrored=mirrored)
+    return seen.logits.mean(dim=1).argmax(dim=1), novelty_of(model, seen)
 
 
 def spoiled_rows(
@@ -143,21 +144,23 @@ def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
     unknown = read_photos(folder / "unknown")
     rows = []
     for reading in READINGS:
-        ours, theirs = predict(model, known, reading), predict(model, unknown, reading)
-        hits = (ours.argmax(1) == labels).double()
+        said, ours = predict(model, known, reading)
+        _, theirs = predict(model, unknown, reading)
+        hits = (said == labels).double()
         by_class = [hits[labels == label].mean() for label in labels.unique()]
-        threshold = entropy(ours).quantile(MARKED)
+        threshold = ours.quantile(MARKED)
         rows.append(
             {
                 "images": "photos",
                 "kind": reading,
                 "n": len(labels),
                 "n_unknown": len(theirs),
+                "auroc": auroc(-ours, -theirs),
                 "acc": float(hits.mean()),
                 "acc_classes": float(torch.stack(by_class).mean()),
-                "marked_known": float(is_known(ours).double().mean()),
-                "marked_unknown": float(is_known(theirs).double().mean()),
-                "unknown_at_90": float((entropy(theirs) <= threshold).double().mean()),
+                "marked_known": float((ours < 1).double().mean()),
+                "marked_unknown": float((theirs < 1).double().mean()),
+                "unknown_at_90": float((theirs <= threshold).double().mean()),
             }
         )
     return rows

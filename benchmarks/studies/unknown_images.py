@@ -34,7 +34,6 @@ which predict.py says that they are probably of none of the classes.
 
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +47,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analysis.inference import entropy, is_known, predict_logits, to_probabilities
+from analysis.inference import Seen, novelty_of, see, to_probabilities
 from analysis.loading import load_model
+from analysis.novelty import entropy
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from common import cli
 from common.errors import InputError
@@ -65,14 +65,7 @@ from training.resume import Checkpoint, read_checkpoint
 
 RECORD = RESULTS / "2026-11-22_unknown_images_cpu.csv"
 REFUSED = 0.05  # share of the known images that a threshold may refuse
-
-# Logits and probabilities, float64 (N, C) each -> (N,), higher for known images.
-SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "maximum softmax": lambda scores, _: scores.softmax(1).amax(1),
-    "maximum logit": lambda scores, _: scores.amax(1),
-    "energy": lambda scores, _: scores.logsumexp(1),
-    "negative entropy": lambda _, shares: -entropy(shares),
-}
+NOVELTY = "negative novelty"  # what predict.py goes by
 
 
 class Images(NamedTuple):
@@ -170,23 +163,40 @@ def held_out(checkpoint: Checkpoint, images: Tensor, labels: Tensor) -> Tensor:
     return images[chosen]
 
 
+def scores_of(model: LitCustomResNet, images: Tensor) -> dict[str, Tensor]:
+    """Scores of images, float64 (N,) each, higher for known ones.
+
+    Args:
+        model: The network.
+        images: uint8 (N, 32, 32, 3).
+    """
+    seen = see(model, images.permute(0, 3, 1, 2))
+    logits = seen.logits.double()
+    shares = to_probabilities(logits, model.hparams["label_smoothing"])
+    views = Seen(*(values[:, None] for values in seen))
+    return {
+        "maximum softmax": logits.softmax(1).amax(1),
+        "maximum logit": logits.amax(1),
+        "energy": logits.logsumexp(1),
+        "negative entropy": -entropy(shares),
+        NOVELTY: -novelty_of(model, views).double(),
+    }
+
+
 def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
     """A row a score and kind of unknown images, with figures in shares."""
 
-    def predict_proba(asked: Tensor) -> tuple[Tensor, Tensor]:
-        scores = predict_logits(model, asked.permute(0, 3, 1, 2)).double()
-        return scores, to_probabilities(scores, model.hparams["label_smoothing"])
+    def warned(scores: dict[str, Tensor]) -> float:
+        return float((scores[NOVELTY] <= -1).double().mean())
 
-    def warned(of: tuple[Tensor, Tensor]) -> float:
-        return float((~is_known(of[1])).double().mean())
-
-    validation, known = predict_proba(images.validation), predict_proba(images.known)
+    validation = scores_of(model, images.validation)
+    known = scores_of(model, images.known)
     rows = []
     for kind, pixels in images.unknown.items():
-        unknown = predict_proba(pixels)
-        for name, score in SCORES.items():
-            ours, theirs = score(*known), score(*unknown)
-            threshold = score(*validation).quantile(REFUSED)
+        unknown = scores_of(model, pixels)
+        for name, ours in known.items():
+            theirs = unknown[name]
+            threshold = validation[name].quantile(REFUSED)
             row = {
                 "score": name,
                 "unknown": kind,
