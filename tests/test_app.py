@@ -203,7 +203,8 @@ def test_the_detail_names_the_true_class(run: Path) -> None:
     found = mistakes.look(model, place)
     assert found.verdict() == "It is **blue**, taken for **red**."
     image = images.test_set[0][place].permute(2, 0, 1)[None]
-    plain = page.look(model, image, mistakes.probabilities[place][None])
+    _, known = predict_views(model, image[None])
+    plain = page.look(model, image, mistakes.probabilities[place][None], known)
     assert plain.verdict() == ""
     assert found._replace(true=None) == plain
     assert page.escape("a_b <i>*x*</i> ü") == r"a\_b \<i\>\*x\*\<\/i\> ü"

@@ -28,7 +28,13 @@ from benchmarks.runs import (
     results_table,
     runs_of_configs,
 )
-from benchmarks.studies import screening, small_maps, unknown_images
+from benchmarks.studies import (
+    last_epochs,
+    photos,
+    screening,
+    small_maps,
+    unknown_images,
+)
 from benchmarks.sweeps import (
     AUTO,
     Gap,
@@ -149,6 +155,8 @@ def test_another_file_is_refused(content: bytes, message: str) -> None:
         (scale.scale, "--output FILE"),
         (unknown_images.unknown_images, "--output FILE --ckpt_path none.ckpt"),
         (screening.screening, "first --output FILE"),
+        (last_epochs.last_epochs, "--output FILE --folder kept"),
+        (photos.photos, "--output FILE"),
     ],
 )
 def test_every_measurement_refuses_it_at_once(

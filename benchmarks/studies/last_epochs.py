@@ -83,6 +83,7 @@ def last_epochs(
             f"--branches: {min(unknown)} is none; give some of {', '.join(BRANCHES)}"
         )
     record, place = expanded(output), choose_hardware(device).device
+    read_branches(record)  # refused before the images are read
     kept = expanded(folder)
     kept.mkdir(parents=True, exist_ok=True)
     images = load_images(data, data_dir, val_size)

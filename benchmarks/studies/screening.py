@@ -156,6 +156,7 @@ def screening(
     """
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
     record, place = expanded(output), choose_hardware(device).device
+    read_rows(record, *SAME)  # refused before the images are read
     images = load_images(data, data_dir, val_size)
     shape = shape_of(images, epochs, base_width)
     check_shape(read_designs(record, designs), shape, record)
