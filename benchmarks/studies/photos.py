@@ -12,7 +12,7 @@ tests weights, those that come with the project where no `--ckpt_path` is given:
   known ones, by the mark of predict.py, and at the threshold that marks 90 % of the
   known ones.
 
-A row is added for each. Nothing is trained or chosen on any of them.
+A row is added for each. Nothing is trained on any of them.
 """
 
 import sys

@@ -217,7 +217,7 @@ def compare(model: LitCustomResNet, images: Images) -> list[dict[str, Any]]:
 
 
 def table(file: Path = RECORD) -> str:
-    """A row a network and kind: AUROC of each score, and share with a warning."""
+    """A row a network and kind: AUROC of each score, and the shares that are marked."""
     settings = ["unknown", "n_classes", "base_width", "epochs", "label_smoothing"]
     rows = []
     for setting, same in read_rows(file).groupby(settings, sort=False):
@@ -227,12 +227,16 @@ def table(file: Path = RECORD) -> str:
             "unknown images": unknown,
             "network": f"{network}, smoothing {smoothing}",
         }
-        row |= {"n": same["n_unknown"].iloc[-1]}
+        row |= {"n": str(same["n_unknown"].iloc[-1])}
         for score, auroc in zip(same["score"], same["auroc"], strict=True):
-            row[score] = f"{auroc:.3f}"
-        row["marked"] = f"{100 * same['warned_unknown'].iloc[-1]:.1f} %"
+            row[score.removeprefix("negative ")] = f"{auroc:.3f}"
+        for which in ("unknown", "known"):
+            share = same[f"warned_{which}"].iloc[-1]
+            row[f"{which}, marked"] = f"{100 * share:.1f} %"
         rows.append(row)
-    return markdown(pd.DataFrame(rows))
+    columns = [name for row in rows for name in row if not name.endswith(", marked")]
+    order = [*dict.fromkeys(columns), "unknown, marked", "known, marked"]
+    return markdown(pd.DataFrame(rows, columns=order).fillna(""))
 
 
 def unknown_images(
