@@ -73,7 +73,7 @@ REAL: dict[str, Any] = {
         "--seeds 3 --best 2",
     ),
     "accurate": Grid(
-        {"batch_size": [256, 512], "logit_scale": [0.25, 1.0]},
+        {"batch_size": [256, 512], "sam_radius": [0.0, 0.1]},
         {"lr": [0.0035, 0.005, 0.007], "label_smoothing": [0.05, 0.1]},
         "--seeds 3 --best 2",
     ),
