@@ -229,6 +229,7 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
 def _checks(write: Writer) -> list[Step]:
     repeatable, same = "{short} --deterministic true", {"same_as": "deterministic"}
     stopped = repeatable + " --ckpt_every_n_steps {every}"
+    sharp = repeatable + " --sam_radius 0.1 --sam_share 0.5"
     return [
         write.train("default_seed0", "--tta flip", recipe="default"),
         write.step("tests", "-m pytest -q -p no:cacheprovider {tests}"),
@@ -236,6 +237,8 @@ def _checks(write: Writer) -> list[Step]:
         write.train("again", repeatable, **same),
         write.train("stopped", stopped, is_stopped=True, **same),
         write.train("graphed", repeatable + " --cuda_graph {graph}", **same),
+        write.train("sharp", sharp),
+        write.train("sharp_graphed", sharp + " --cuda_graph {graph}", same_as="sharp"),
         write.train("half", "{short} --precision {half}"),
         write.train("compiled", "{short} --compile true"),
         write.train("nccl", "{short} --strategy ddp"),
