@@ -122,6 +122,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.fingerprint = f"{checksum:08x}"
         self.classes = images.classes
 
+    def sample(self, most: int) -> Tensor:
+        """At most so many training images, of all classes: uint8 (N, 32, 32, 3)."""
+        pixels = self.train_set[0]
+        return pixels[:: -(-len(pixels) // most)]
+
     def load_images(self) -> sources.ImageSet:
         """Read the images, which `prepare_data` has made ready."""
         self.source = source = sources.settle(self.source, self.data_dir)

@@ -286,9 +286,8 @@ def build_module(
     )
     net: Any = module.net  # some have these methods
     if is_wanted(module, "whiten", config.whiten):
-        pixels = images.train_set[0]
-        some = pixels[:: -(-len(pixels) // WHITENED)]  # of all classes
-        net.whiten(module.normalise(some.permute(0, 3, 1, 2)))
+        some = images.sample(WHITENED).permute(0, 3, 1, 2)
+        net.whiten(module.normalise(some))
     if is_wanted(module, "dirac", config.dirac):
         net.dirac()
     if weights is not None:

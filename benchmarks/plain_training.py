@@ -153,7 +153,7 @@ class Training:
         self.mean = 255 * torch.tensor(images.mean, device=device).view(1, 3, 1, 1)
         self.std = 255 * torch.tensor(images.std, device=device).view(1, 3, 1, 1)
         pixels, labels = images.train_set
-        some = pixels[:: -(-len(pixels) // 5000)].permute(0, 3, 1, 2)
+        some = images.sample(5000).permute(0, 3, 1, 2)
         self.net = build_net(row, self._normalised(some.to(device)), base_width)
         self.judged: nn.Module = self.net
         if row["ema_decay"]:

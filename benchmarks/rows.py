@@ -74,13 +74,13 @@ def check_writable(file: Path) -> None:
         pass
 
 
-def check_shape(done: pd.DataFrame, shape: dict[str, Any], file: Path) -> None:
+def check_shape(done: pd.DataFrame, shape: dict[str, Any], where: str) -> None:
     """Refuse to add to measurements of another length, width or images.
 
     Args:
         done: The rows that others are to go beside.
         shape: What those share, by the names of the columns.
-        file: Where the rows are.
+        where: What has the rows, as the message begins.
 
     Raises:
         InputError: They are of another shape.
@@ -89,8 +89,8 @@ def check_shape(done: pd.DataFrame, shape: dict[str, Any], file: Path) -> None:
         known = done[column].dropna() if column in done else ()  # older rows say less
         if others := {*known} - {value}:
             raise InputError(
-                f"--output {file} has such rows with {column} {others.pop()}, not "
-                f"{value}; give another file, or the same value"
+                f"{where} with {column} {others.pop()}, not {value}; give another, or "
+                "the same value"
             )
 
 

@@ -19,11 +19,11 @@ class FeaturesInCheckpoint(Callback):
     """Stores in the checkpoint of every epoch where features of training images lie.
 
     Args:
-        pixels: The training images, uint8 (N, 32, 32, 3).
+        pixels: Some of the training images, uint8 (N, 32, 32, 3).
     """
 
     def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels[:: -(-len(pixels) // SAMPLE)]  # of all classes
+        self.pixels = pixels
         self._known: tuple[int, Features] | None = None
 
     def on_save_checkpoint(

@@ -14,7 +14,7 @@ from machine.hardware import Hardware, cudnn_benchmark
 from training.averaging import ExponentialAverage
 from training.checkpoint import ConfigInCheckpoint, checkpoint_callbacks
 from training.cuda_graph import CudaGraph
-from training.features import FeaturesInCheckpoint
+from training.features import SAMPLE, FeaturesInCheckpoint
 from training.guard import Guard
 from training.history import History, TrainingClock
 from training.loggers import LoggerDetails, build_loggers
@@ -105,6 +105,6 @@ def _build_callbacks(
             callbacks.append(TensorBoardDetails(logger, history))
     callbacks += [LoggerDetails(history), history, EpochTable(history)]
     callbacks.append(ConfigInCheckpoint(asdict(config), images.fingerprint))
-    callbacks.append(FeaturesInCheckpoint(images.train_set[0]))
+    callbacks.append(FeaturesInCheckpoint(images.sample(SAMPLE)))
     has_val = config.val_size and config.limit_val_batches
     return callbacks + checkpoint_callbacks(run.checkpoints, best=bool(has_val))

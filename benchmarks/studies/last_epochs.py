@@ -83,12 +83,12 @@ def last_epochs(
             f"--branches: {min(unknown)} is none; give some of {', '.join(BRANCHES)}"
         )
     record, place = expanded(output), choose_hardware(device).device
-    read_branches(record)  # refused before the images are read
+    done = read_branches(record)  # refused before the images are read
     kept = expanded(folder)
     kept.mkdir(parents=True, exist_ok=True)
     images = load_images(data, data_dir, val_size)
     shape = shape_of(images, epochs, base_width)
-    check_shape(read_branches(record), shape, record)
+    check_shape(done, shape, f"--output {record} has such rows")
     torch.backends.cudnn.benchmark = True
 
     def training(changes: Row) -> Training:
@@ -144,12 +144,8 @@ def go_on(training: Training, source: Path, target: Path, end: int, shape: Row) 
     start = 0
     if source.exists():
         saved = torch.load(source, weights_only=True)
-        for name, value in shape.items():
-            if saved["shape"][name] != value:
-                raise InputError(
-                    f"--folder {source.parent} has a training with {name} "
-                    f"{saved['shape'][name]}, not {value}; give another folder"
-                )
+        there = pd.DataFrame([saved["shape"]])
+        check_shape(there, shape, f"--folder {source.parent} has a training")
         start = saved["epoch"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])

@@ -156,10 +156,10 @@ def screening(
     """
     wanted = [(name, number) for name in designs for number in numbers_of(name, rows)]
     record, place = expanded(output), choose_hardware(device).device
-    read_rows(record, *SAME)  # refused before the images are read
+    done = read_designs(record, designs)  # refused before the images are read
     images = load_images(data, data_dir, val_size)
     shape = shape_of(images, epochs, base_width)
-    check_shape(read_designs(record, designs), shape, record)
+    check_shape(done, shape, f"--output {record} has such rows")
     pixels, labels = images.val_set
     judged = {"val": pixels, "jpeg": as_jpeg(pixels)}
     circumstances = {
