@@ -121,8 +121,8 @@ def test_the_best_loss_does_not_depend_on_smoothing() -> None:
 @pytest.fixture
 def small_study(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Arguments of a screening that takes seconds."""
-    for factors in (screening.FIRST, screening.THIRD):
-        monkeypatch.setitem(factors, "batch_size", (32, 16))
+    monkeypatch.setitem(screening.FIRST, "batch_size", (32, 16))
+    monkeypatch.setitem(screening.THIRD, "norm_batch", (0, 8))
     monkeypatch.setattr(plain_training, "LRS", {32: 0.01, 16: 0.01})
     folder = {"data_dir": str(image_folder), "val_size": 20}
     return {"epochs": 2, "base_width": 4, **folder}
@@ -161,7 +161,9 @@ def test_what_differs_in_a_row_differs_in_its_training(
     losses = {}
     factors = screening.FIRST | screening.SECOND | screening.THIRD
     for name, (_, upper) in {"none": (0, 0), **factors}.items():
-        base = row_of(batch_size=32) | ({} if name == "none" else {name: upper})
+        base = row_of(batch_size=32, sam=0.05) | (
+            {} if name == "none" else {name: upper}
+        )
         study = screening.Study(base, {})
         monkeypatch.setitem(screening.STUDIES, "one", study)
         monkeypatch.setattr(screening, "design", lambda _: [{}])
@@ -253,13 +255,40 @@ def test_what_is_looked_at_nearby_leaves_the_statistics_alone(
 ) -> None:
     found = []
     for radius in (0.0, 0.3):
-        trained = training(sam=radius, norm_momentum=0.2)
+        trained = training(sam=radius, sam_share=1.0, norm_momentum=0.2)
         raw, labels = next(iter(trained.batches))
         trained.net.train()
         trained._step(raw, labels, torch.Generator())
         found.append(trained.net.get_buffer("prep.1.running_mean"))
         assert trained.net.get_submodule("prep.1").momentum == 0.2
     assert torch.equal(*found)
+
+
+def test_only_the_last_steps_look_nearby(
+    training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, looks = training(sam=0.3, sam_share=0.25), list[Any]()
+    monkeypatch.setattr(trained, "_look_nearby", looks.append)
+    trained.train()
+    assert len(looks) == pytest.approx(0.25 * 3 * len(trained.batches), abs=0.5)
+    assert looks
+
+
+def test_parts_of_a_batch_have_statistics_of_their_own() -> None:
+    row = row_of(batch_size=32, norm_batch=8, norm_momentum=0.2)
+    net = build_net(row, torch.randn(20, 3, 32, 32), 4)
+    norm, maps = net.get_submodule("prep.1"), torch.randn(32, 4, 6, 6)
+    assert norm.momentum == 0.05
+    for part, done in zip(maps.split(8), norm(maps).split(8), strict=True):
+        assert torch.allclose(done.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-6)
+        own = F.batch_norm(part, None, None, training=True)
+        assert torch.allclose(done, own)
+    mean = torch.zeros(4)
+    for part in maps.split(8):
+        mean.lerp_(part.mean(dim=(0, 2, 3)), 0.05)
+    assert torch.allclose(norm.get_buffer("running_mean"), mean)
+    norm.eval()
+    assert torch.equal(norm(maps)[:8], norm(maps[:8]))
 
 
 def test_the_last_epochs_have_no_cutout(

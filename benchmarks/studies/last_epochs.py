@@ -35,9 +35,10 @@ from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-27_last_epochs_cpu.csv"
 SHARE = 0.25  # of the epochs, which the branches differ by
-# The third design is about configs/best.yaml, which has its lower levels.
+# The third design has configs/best.yaml at its lower levels, but for SAM.
 THIRD = STUDIES["third"]
-BEST: Row = THIRD.base | {name: low for name, (low, _) in THIRD.factors.items()}
+LOWER = {name: low for name, (low, _) in THIRD.factors.items()}
+BEST: Row = THIRD.base | LOWER | {"sam": 0.0, "sam_share": 1.0}
 BRANCHES: dict[str, Row] = {
     "as the recipe is": {},
     "no cutout in the last 2": {"uncut_epochs": 2},

@@ -81,6 +81,8 @@ USUAL = {
     "cycle_momentum": True,
     "uncut_epochs": 0,
     "sam": 0.0,
+    "sam_share": 0.25,
+    "norm_batch": 0,
 }
 # About the best levels of the first.
 SECOND: dict[str, tuple[Any, Any]] = {
@@ -96,18 +98,19 @@ SECOND: dict[str, tuple[Any, Any]] = {
     "first_lr": (1.0, 0.1),  # learning rate of the first convolution, likewise
     "centred": (False, True),  # gradients of convolutions (arXiv 2004.01461)
 }
-# About configs/best.yaml, as the second has left it.
+# About configs/best.yaml, as the second has left it, with sharpness-aware steps.
 THIRD: dict[str, tuple[Any, Any]] = {
-    "lr": (1.0, 1.6),
-    "batch_size": (256, 512),
+    "lr": (1.0, 1.4),
     "eps": (1e-8, 1e-4),
     "cycle_momentum": (True, False),  # Adam's first beta goes against the rate, or not
     "weight_decay": (0.2, 0.14),
     "label_smoothing": (0.1, 0.05),
     "logit_scale": (0.25, 1.0),
-    "uncut_epochs": (0, 2),  # at the end, without cutout
     "crop_padding": (4, 3),  # pixels
-    "sam": (0.0, 0.1),  # how far sharpness-aware minimisation looks; 0 for without
+    "uncut_epochs": (0, 2),  # at the end, without cutout
+    "sam": (0.1, 0.2),  # how far sharpness-aware minimisation looks
+    "sam_share": (0.25, 0.5),  # of the steps, at the end
+    "norm_batch": (0, 64),  # images that batch norm takes together; 0 for all
 }
 BASE = {name: low for name, (low, _) in FIRST.items()} | USUAL | {"whiten": True}
 STUDIES = {
