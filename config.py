@@ -198,6 +198,8 @@ class Config:
     """SAM: take gradients where the loss is worst within this distance; 0 for not."""
     sam_share: float = option(0.25, SHARE, shapes=True)
     """Last share of the training with SAM, whose steps take twice as long."""
+    norm_batch: int = option(0, whole(0), shapes=True)
+    """Images that share batch statistics in training, on each device; 0 for all."""
     net: str = option("custom_resnet", NETWORK, shapes=True)
     """Network to train, a name in networks.py."""
     base_width: int = option(64, whole(1, 512), shapes=True)  # 512: 420 million
@@ -291,6 +293,11 @@ class Config:
         if self.overwrite and self.ckpt_path is not None:
             raise InputError(
                 "--overwrite and --ckpt_path contradict each other; give one of them"
+            )
+        if self.norm_batch and self.sync_batchnorm:
+            raise InputError(
+                "--norm_batch and --sync_batchnorm contradict each other: one takes "
+                "fewer images together, the other more; give one of them"
             )
         for name in ("ema_decay", "sam_radius"):
             value = getattr(self, name)

@@ -38,7 +38,14 @@ class Conv2d(nn.Conv2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose batches are counted by the network, for all at once."""
+    """`nn.BatchNorm2d` whose batches are counted by the network, for all at once.
+
+    Attributes:
+        together: Images that share statistics in training, a part of the batch (ghost
+            batch norm, arXiv 1705.08741); 0 for all of the batch.
+    """
+
+    together = 0
 
     def is_counted_for(self) -> bool:
         """Whether the network counts: not where the statistics hang on the count."""
@@ -48,6 +55,13 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalise maps (B, C, H, W)."""
         if not self.is_counted_for():
             return super().forward(x)
+        if not (self.training and self.together):
+            return self._normalise(x, 1.0)
+        parts = x.split(self.together)
+        # A batch moves the statistics about as far as it would as a whole.
+        return torch.cat([self._normalise(part, 1 / len(parts)) for part in parts])
+
+    def _normalise(self, x: Tensor, share: float) -> Tensor:
         return F.batch_norm(
             x,
             self.running_mean,
@@ -55,7 +69,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.weight,
             self.bias,
             self.training,
-            self.momentum or 0.0,  # it is never None here
+            share * (self.momentum or 0.0),  # it is never None here
             self.eps,
         )
 
@@ -122,6 +136,11 @@ class CustomResNet(nn.Module):
         for conv in others:
             nn.init.dirac_(conv.weight[: conv.in_channels])
 
+    def norm_batch(self, together: int) -> None:
+        """Let so many images of a batch share batch statistics in training."""
+        for norm in self._norms():
+            norm.together = together
+
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (B, 3, 32, 32) to logits (B, num_classes)."""
         if self.training:
@@ -138,15 +157,17 @@ class CustomResNet(nn.Module):
 
     def _count_batch(self) -> None:
         """Count a batch in every batch norm: eight additions, in one operation."""
-        # nn.SyncBatchNorm, which may stand in their place, counts itself.
-        norms = [layer for layer in self.modules() if isinstance(layer, BatchNorm2d)]
         counts: Any = [
             norm.num_batches_tracked
-            for norm in norms
+            for norm in self._norms()
             if norm.training and norm.is_counted_for()
         ]
         if counts:
             torch._foreach_add_(counts, 1)
+
+    def _norms(self) -> list[BatchNorm2d]:
+        # Without nn.SyncBatchNorm, which may stand in their place and counts itself.
+        return [layer for layer in self.modules() if isinstance(layer, BatchNorm2d)]
 
 
 def whitening_filters(images: Tensor, count: int) -> Tensor:

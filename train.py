@@ -290,6 +290,8 @@ def build_module(
         net.whiten(module.normalise(some))
     if is_wanted(module, "dirac", config.dirac):
         net.dirac()
+    if is_wanted(module, "norm_batch", config.norm_batch > 0):
+        net.norm_batch(config.norm_batch)
     if weights is not None:
         net.load_state_dict(weights, strict=False)
     if config.compile:
@@ -298,7 +300,7 @@ def build_module(
 
 
 def is_wanted(module: LitCustomResNet, way: str, value: Start) -> bool:
-    """Whether a new network is to start in a way that its class knows.
+    """Whether a new network is to be set up in a way that its class knows.
 
     Args:
         module: Its module.

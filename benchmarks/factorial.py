@@ -21,6 +21,7 @@ Row = dict[str, Any]  # factor: its level
 
 # First row of a design, by its number of runs: one more than it has columns.
 GENERATORS = {
+    8: "+++-+--",
     12: "++-+++---+-",
     20: "++--++++-+-+----++-",
     24: "+++++-+-++--++--+-+----",

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from analysis.inference import to_probabilities
 from benchmarks.factorial import Row
 from config import IMAGE_SIZE, Asked
-from custom_resnet import BatchNorm2d, CustomResNet
+from custom_resnet import CustomResNet
 from datamodule import CIFAR10DataModule
 from images.augmentation import Augmentation
 from images.loader import EvalLoader, TrainLoader
@@ -40,23 +40,6 @@ def shape_of(images: CIFAR10DataModule, epochs: int, base_width: int) -> Row:
     }
 
 
-class GhostBatchNorm2d(BatchNorm2d):
-    """Normalises parts of a batch, each by its own statistics (arXiv 1705.08741).
-
-    Attributes:
-        part: How many images share them.
-    """
-
-    part: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise maps (B, C, H, W)."""
-        normalise = super().forward
-        if not self.training:
-            return normalise(x)
-        return torch.cat([normalise(part) for part in x.split(self.part)])
-
-
 def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
     """The network with the start that a row asks for.
 
@@ -75,28 +58,16 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
         for residual in (net.residual1, net.residual3):
             last_norm: Any = residual[1].get_submodule("1")
             last_norm.weight.fill_(row["residual_gain"])
-    if row["norm_batch"]:
-        for norm in norms_of(net):
-            norm.__class__, norm.part = GhostBatchNorm2d, row["norm_batch"]
-    set_momentum(net, momentum_of(row))
+    net.norm_batch(row["norm_batch"])
+    set_momentum(net, row["norm_momentum"])
     return net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def norms_of(net: nn.Module) -> list[Any]:
-    """Every batch norm of a network."""
-    return [part for part in net.modules() if isinstance(part, BatchNorm2d)]
-
-
-def momentum_of(row: Row) -> float:
-    """How fast statistics follow: about as fast by parts of a batch as by all of it."""
-    share = row["norm_batch"] / row["batch_size"] if row["norm_batch"] else 1.0
-    return float(share * row["norm_momentum"])
 
 
 def set_momentum(net: nn.Module, momentum: float) -> None:
     """Let the statistics of every batch norm follow their batches so fast."""
-    for norm in norms_of(net):
-        norm.momentum = momentum
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = momentum
 
 
 def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -290,7 +261,7 @@ class Training:
             torch._foreach_add_(weights, steps)
         set_momentum(self.net, 0.0)  # statistics stay those of the weights themselves
         loss().backward()
-        set_momentum(self.net, momentum_of(self.row))
+        set_momentum(self.net, self.row["norm_momentum"])
         with torch.no_grad():
             torch._foreach_copy_(weights, before)
 

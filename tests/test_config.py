@@ -86,7 +86,7 @@ def test_a_record_leaves_out_what_only_places_a_run() -> None:
 def test_what_shapes_a_run() -> None:
     assert [
         *("max_epochs", "batch_size", "weight_decay", "label_smoothing", "ema_decay"),
-        *("sam_radius", "sam_share"),
+        *("sam_radius", "sam_share", "norm_batch"),
         *(
             "net",
             "base_width",

@@ -21,7 +21,7 @@ from datamodule import CIFAR10DataModule
 from run_files import assert_same
 
 
-@pytest.mark.parametrize("count", [11, 14, 19, 23])
+@pytest.mark.parametrize("count", [7, 11, 14, 19, 23])
 def test_no_factor_is_mixed_with_another_nor_with_a_pair(count: int) -> None:
     factors = {f"factor {number}": (-1.0, 1.0) for number in range(count)}
     levels = [[*row.values()] for row in design(factors)]
@@ -150,8 +150,8 @@ def test_rows_are_trained_once(
     assert len(screening.read_designs(Path("rows.csv"), ["first"])) == 2
     with pytest.raises(InputError, match=r"--rows must be from 0 to 39, got 40"):
         screening.screening(["first"], "rows.csv", [40], **small_study)
-    with pytest.raises(InputError, match="fourth is no design; give one of first"):
-        screening.screening(["fourth"], "rows.csv", **small_study)
+    with pytest.raises(InputError, match="fifth is no design; give one of first"):
+        screening.screening(["fifth"], "rows.csv", **small_study)
 
 
 def test_what_differs_in_a_row_differs_in_its_training(
@@ -278,7 +278,6 @@ def test_parts_of_a_batch_have_statistics_of_their_own() -> None:
     row = row_of(batch_size=32, norm_batch=8, norm_momentum=0.2)
     net = build_net(row, torch.randn(20, 3, 32, 32), 4)
     norm, maps = net.get_submodule("prep.1"), torch.randn(32, 4, 6, 6)
-    assert norm.momentum == 0.05
     for part, done in zip(maps.split(8), norm(maps).split(8), strict=True):
         assert torch.allclose(done.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-6)
         own = F.batch_norm(part, None, None, training=True)

@@ -13,14 +13,20 @@ def check_processes(config: Config, world_size: int, device_type: str) -> None:
         device_type: What each of them trains on, such as "cuda".
 
     Raises:
-        InputError: They cannot share a batch evenly, or batch statistics at all, or
-            compile as they are asked to.
+        InputError: They cannot share a batch evenly, or batch statistics as they are
+            asked to, or compile so.
     """
     batch_size = config.batch_size
     if batch_size % world_size:
         raise InputError(
             f"--batch_size {batch_size} cannot be shared by {world_size} processes; "
             "give a multiple of their number"
+        )
+    share = batch_size // world_size
+    if config.norm_batch and share % config.norm_batch:
+        raise InputError(
+            f"--norm_batch {config.norm_batch} does not divide the {share} images of a "
+            "batch that a device has; give a number that does"
         )
     if config.sync_batchnorm and device_type != "cuda":  # PyTorch has it for no other
         raise InputError(

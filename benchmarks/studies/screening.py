@@ -5,8 +5,9 @@
 
 trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of CIFAR-10
 and judges each on the 10,000 others. The first design has many factors; the second has
-those that were left, at levels about the best of the first, and the third is about
-configs/best.yaml as the second has left it. What is judged is the loss at the
+those that were left, at levels about the best of the first; the third is about
+configs/best.yaml as the second has left it, with SAM, and the fourth about the best
+levels of the third. What is judged is the loss at the
 temperature that suits it best: it tells recipes apart far sooner than accuracy does.
 Rows that are on record in FILE are not trained again.
 
@@ -110,13 +111,30 @@ THIRD: dict[str, tuple[Any, Any]] = {
     "uncut_epochs": (0, 2),  # at the end, without cutout
     "sam": (0.1, 0.2),  # how far sharpness-aware minimisation looks
     "sam_share": (0.25, 0.5),  # of the steps, at the end
-    "norm_batch": (0, 64),  # images that batch norm takes together; 0 for all
+    "norm_batch": (0, 64),  # images that share batch statistics; 0 for all
+}
+# About the best levels of the third.
+FOURTH: dict[str, tuple[Any, Any]] = {
+    "sam_share": (0.5, 1.0),
+    "norm_batch": (64, 32),
+    "batch_size": (256, 128),
+    "sam": (0.1, 0.2),
+    "label_smoothing": (0.05, 0.1),
+    "cutout": (8, 6),
+    "weight_decay": (0.2, 0.28),
 }
 BASE = {name: low for name, (low, _) in FIRST.items()} | USUAL | {"whiten": True}
+AFTER_THIRD = (
+    BASE
+    | {"dirac": True}
+    | {name: low for name, (low, _) in THIRD.items()}
+    | {"crop_padding": 3}
+)
 STUDIES = {
     "first": Study(USUAL, FIRST),
     "second": Study(BASE, SECOND),
     "third": Study(BASE | {"dirac": True}, THIRD),
+    "fourth": Study(AFTER_THIRD, FOURTH),
 }
 
 
@@ -143,7 +161,7 @@ def screening(
     """Train rows of designs, and put each on record.
 
     Args:
-        designs: Their names, first, second or third.
+        designs: Their names, from first to fourth.
         output: CSV file to which the rows are added.
         rows: Which ones, from 0; null for all.
         seed: Of weights, order and augmentation.
