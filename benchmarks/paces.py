@@ -27,6 +27,7 @@ from machine.provenance import now
 from training.history import TrainingClock
 
 TRAIN_IMAGES = 50_000
+COURSE_STEPS = 20  # of a round at most: an epoch takes the usual notebook minutes
 DTYPES = {
     "32-true": torch.float32,
     "bf16-mixed": torch.bfloat16,
@@ -166,7 +167,8 @@ def course_pace(setting: Setting) -> float:
         optimizer.step()
         loss.item(), logits.argmax(1).eq(labels).sum().item()
 
-    return pace(step, setting)
+    few = min(setting.steps, COURSE_STEPS)
+    return pace(step, setting._replace(steps=few))
 
 
 def endless(batch_size: int, *, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
+import pandas as pd
 
 from benchmarks import (
     gpu_visit,
@@ -65,15 +66,25 @@ class Table(NamedTuple):
     write: Callable[[], str]
 
 
-def adopted() -> str:
-    """The best recipe against the one before it, which ran on another device."""
+def compared(before: dict[str, str], after: dict[str, str]) -> str:
+    """Two recipes called "best" against each other, on whatever device they ran.
+
+    Args:
+        before: Flags that tell the first from all others of this name.
+        after: Those of the second.
+    """
     runs = read_runs()
-    best = runs[runs["recipe"] == "best"]
-    last = best[best["dirac"] == "True"]
-    first = best[(best["dirac"] == "False") & (best["ema_decay"] == "0.99")]
-    names = labels(runs)
-    ends = (names[part.index[0]] for part in (first, last))
+    best, names = runs[runs["recipe"] == "best"], labels(runs)
+    ends = (
+        names[best.index[(best[[*flags]] == pd.Series(flags)).all(axis=1)][0]]
+        for flags in (before, after)
+    )
     return markdown(comparison(runs, *ends, across=True).drop(columns="on"))
+
+
+ADOPTED = {"dirac": "True", "crop_padding": "4", "sam_radius": "0.0"}
+PREVIOUS = {"dirac": "False", "ema_decay": "0.99"}
+SHARP = ADOPTED | {"sam_radius": "0.1", "sam_share": "0.25"}
 
 
 TABLES = (
@@ -94,7 +105,8 @@ TABLES = (
             read_recipe(str(CONFIGS / "best.yaml"), {}, select=True),
         ),
     ),
-    Table("docs/lab/accuracy.md", "adopted", adopted),
+    Table("docs/lab/accuracy.md", "adopted", lambda: compared(PREVIOUS, ADOPTED)),
+    Table("docs/lab/accuracy.md", "sharp", lambda: compared(ADOPTED, SHARP)),
     Table("docs/lab/explanations.md", "results", explanations.table),
     Table("docs/lab/learning_rate.md", "results", lr_rules.picks_table),
     Table("docs/lab/learning_rate.md", "lr_small", lr_small.table),

@@ -139,7 +139,7 @@ def test_the_design_is_trained_whole() -> None:
         for step in plan(REAL)["screening"].steps
         for row in cli.parse(screening.screening, step.command[1:])["rows"]
     ]
-    assert found == screening.numbers_of("third", None)
+    assert found == screening.numbers_of("fourth", None)
 
 
 def test_what_is_timed_runs_alone(planned: dict[str, Stage]) -> None:
