@@ -133,6 +133,11 @@ def test_a_wrong_mode_is_refused() -> None:
             "cuda",
             "--compile and --cuda_graph contradict each other",
         ),
+        (
+            {"norm_batch": 48},
+            "cpu",
+            "--norm_batch 48 does not divide the 256 images of a batch",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_image_is_read(

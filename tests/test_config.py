@@ -140,3 +140,9 @@ def test_a_function_of_a_config_takes_its_fields() -> None:
     assert [*shown.parameters] == [one.name for one in fields(Config)]
     with pytest.raises(TypeError, match="sead"):
         double(sead=4)  # type: ignore[call-arg]
+
+
+def test_two_ways_of_batch_norm_are_refused() -> None:
+    message = "--norm_batch and --sync_batchnorm contradict each other"
+    with pytest.raises(InputError, match=message):
+        Config(norm_batch=32, sync_batchnorm=True)

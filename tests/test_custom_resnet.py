@@ -169,6 +169,31 @@ def test_batch_statistics_are_those_of_pytorch(way: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_parts_of_a_batch_have_statistics_of_their_own() -> None:
+    torch.manual_seed(0)
+    net, images = CustomResNet(base_width=4), torch.randn(12, 3, 32, 32)
+    whole = net(images)
+    parts = net.prep[0](images).split(4)  # what the first batch norm is given
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.norm_batch(4)
+    alone = [reference(part, before) for part in images.split(4)]
+    torch.testing.assert_close(net(images), torch.cat(alone))
+    assert not torch.allclose(net(images), whole, atol=1e-3)
+
+    net.load_state_dict(before)
+    net(images)
+    mean, var = before["prep.1.running_mean"], before["prep.1.running_var"]
+    for part in parts:  # a third of the momentum each
+        mean = mean.lerp(part.mean(dim=(0, 2, 3)), 0.1 / 3)
+        var = var.lerp(part.transpose(0, 1).flatten(1).var(dim=1), 0.1 / 3)
+    state = net.state_dict()
+    torch.testing.assert_close(state["prep.1.running_mean"], mean)
+    torch.testing.assert_close(state["prep.1.running_var"], var)
+    assert state["prep.1.num_batches_tracked"] == 2
+    net.eval()
+    torch.testing.assert_close(net(images)[:4], net(images[:4]))
+
+
 def reference(x: Tensor, state: dict[str, Tensor]) -> Tensor:
     """The network in training mode, written with functions only."""
 

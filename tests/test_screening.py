@@ -274,22 +274,6 @@ def test_only_the_last_steps_look_nearby(
     assert looks
 
 
-def test_parts_of_a_batch_have_statistics_of_their_own() -> None:
-    row = row_of(batch_size=32, norm_batch=8, norm_momentum=0.2)
-    net = build_net(row, torch.randn(20, 3, 32, 32), 4)
-    norm, maps = net.get_submodule("prep.1"), torch.randn(32, 4, 6, 6)
-    for part, done in zip(maps.split(8), norm(maps).split(8), strict=True):
-        assert torch.allclose(done.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-6)
-        own = F.batch_norm(part, None, None, training=True)
-        assert torch.allclose(done, own)
-    mean = torch.zeros(4)
-    for part in maps.split(8):
-        mean.lerp_(part.mean(dim=(0, 2, 3)), 0.05)
-    assert torch.allclose(norm.get_buffer("running_mean"), mean)
-    norm.eval()
-    assert torch.equal(norm(maps)[:8], norm(maps[:8]))
-
-
 def test_the_last_epochs_have_no_cutout(
     training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:

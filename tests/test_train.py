@@ -120,6 +120,18 @@ def test_the_network_starts_with_the_statistics_of_the_training_images(
     assert all(torch.equal(*pair) for pair in others)
 
 
+def test_batch_norm_takes_as_many_images_as_the_flag_says(image_folder: Path) -> None:
+    config = Config(data_dir=image_folder, batch_size=8, base_width=4, lr=0.01)
+    images = load_images(config)
+    batch = images.train_set[0][:8].permute(0, 3, 1, 2)
+    split, whole = (
+        build_module(one, images) for one in (replace(config, norm_batch=4), config)
+    )
+    parts = torch.cat([whole(part) for part in batch.split(4)])
+    torch.testing.assert_close(split(batch), parts)
+    assert not torch.allclose(whole(batch), parts, atol=1e-3)
+
+
 def test_config_runs_again(quick_train: Train) -> None:
     metrics = quick_train(lr="auto", lr_steps=40)
     arguments = ["--config", "runs/run/config.yaml", "--name", "again"]
