@@ -72,11 +72,6 @@ REAL: dict[str, Any] = {
         {"lr": [0.0035, 0.005, 0.007], "weight_decay": [0.1, 0.2]},
         "--seeds 3 --best 2",
     ),
-    "accurate": Grid(
-        {"batch_size": [256, 512], "sam_radius": [0.0, 0.1]},
-        {"lr": [0.0035, 0.005, 0.007], "label_smoothing": [0.05, 0.1]},
-        "--seeds 3 --best 2",
-    ),
     "rates": Grid(
         {"batch_size": [256], "lr": [0.0018, 0.0025, 0.0035, 0.005, 0.007, "auto"]},
         {"max_epochs": [24]},
@@ -112,9 +107,8 @@ DRY: dict[str, Any] = {
     "repeats": 1,
     "reach": 0.01,
     "screened": "--epochs 1 --base_width 4 --val_size 100",
-    "rows": [[0], [15]],
+    "rows": [[*range(first, first + 8)] for first in range(0, 16, 8)],
     "fast": Grid({"batch_size": [16], "max_epochs": [1, 2]}, {}, "--seeds 2 --best 1"),
-    "accurate": Grid({"cutout": [8]}, {"lr": [0.01, 0.02]}, "--seeds 2 --best 1"),
     "rates": Grid({"lr": [0.01, "auto"]}, {}, "--seeds 1"),
 }
 
@@ -137,6 +131,10 @@ AIRBENCH += (
 CHOOSE = "benchmarks/choose.py --recipe {best}"
 SCREENING = "benchmarks/studies/screening.py fourth --device {device} {data} "
 SCREENING += f"{{screened}} --output {{records}}/{screening.RECORD.name}"
+LEVELS = "benchmarks/choose_levels.py --design fourth --recipe {best} "
+LEVELS += (
+    f"--rows {{records}}/{screening.RECORD.name} --output {{records}}/accurate.yaml"
+)
 SCALE = "benchmarks/scale.py --device {device} {scaled}"
 
 
@@ -210,14 +208,14 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
         "checks": Stage(
             "README: default on a GPU; all that hangs on one works", _checks(write)
         ),
-        "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", _paces(write)),
-        "recipes": Stage("README: best, seed and default on a GPU", _recipes(write)),
-        "rivals": Stage("docs/lab/speed.md: airbench on the same card", _rivals(write)),
         "screening": Stage(
             "docs/lab/accuracy.md: effects of the fourth design", _screening(write)
         ),
-        "fast": Stage("configs/fast.yaml: 94 % in the least time", _fast(write)),
         "accurate": Stage("configs/: more accuracy in 24 epochs", _accurate(write)),
+        "recipes": Stage("README: best, seed and default on a GPU", _recipes(write)),
+        "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", _paces(write)),
+        "rivals": Stage("docs/lab/speed.md: airbench on the same card", _rivals(write)),
+        "fast": Stage("configs/fast.yaml: 94 % in the least time", _fast(write)),
         "rates": Stage(
             "docs/lab/learning_rate.md: auto against fixed rates, 24 epochs",
             write.sweep("{default}", write.values["rates"], "lr_sweep.csv"),
@@ -294,8 +292,15 @@ def _fast(write: Writer) -> list[Step]:
 
 
 def _accurate(write: Writer) -> list[Step]:
-    steps = write.sweep("{best}", write.values["accurate"], "accurate.csv")
-    return steps + write.choose("accurate.csv", "accurate")
+    recipe = f"{MEASURE} {{records}}/accurate.yaml --timed false --seeds 1 "
+    recipe += "--output {records}/runs.csv --first_seed "
+    return [
+        write.step("choose_levels", LEVELS),
+        *(
+            write.step(f"seed{seed}", f"{recipe}{seed}", alone=False)
+            for seed in range(write.values["repeats"])
+        ),
+    ]
 
 
 def _host(write: Writer) -> list[Step]:

@@ -18,6 +18,7 @@ from benchmarks import measure as measuring
 from benchmarks import pace as pace_module
 from benchmarks import recipes
 from benchmarks.choose import choose
+from benchmarks.choose_levels import choose_levels
 from benchmarks.gpu_visit import (
     RECORD,
     Visit,
@@ -52,6 +53,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "benchmarks/pace.py": pace,
     "benchmarks/scale.py": scale,
     "benchmarks/choose.py": choose,
+    "benchmarks/choose_levels.py": choose_levels,
     "benchmarks/studies/airbench.py": airbench,
     "benchmarks/studies/screening.py": screening.screening,
 }
@@ -123,9 +125,8 @@ def test_nothing_is_chosen_on_the_test_set(planned: dict[str, Stage]) -> None:
             if is_sweep:
                 selected |= {*values(flags, "output")}
             else:
-                assert [Path(file).name for file in values(flags, "output")] == [
-                    "runs.csv"
-                ]
+                [file] = values(flags, "output")
+                assert Path(file).name == "runs.csv"
         if script == "benchmarks/choose.py":
             chosen_from |= {*values(flags, "runs")}
     assert chosen_from
@@ -362,7 +363,10 @@ def test_without_a_stage_it_lists(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"stages": ["nothing"]}, "nothing is no stage; give all or checks, pace, "),
+        (
+            {"stages": ["nothing"]},
+            "nothing is no stage; give all or checks, screening, ",
+        ),
         ({"stages": ["all"], "jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"stages": ["pace"], "output": str(RESULTS)}, "is for visits; give another"),
     ],
