@@ -9,9 +9,9 @@ A run trains on all training images, the network of its last epoch is tested onc
 and without test-time augmentation, and its row is added to
 `benchmarks/results/runs.csv` at once, whatever it is. All recipes have their first seed
 before any has its second. What is on record already (recipe, seed, commit, device and
-precision) is not trained again, and a run that was stopped goes on from its newest
-checkpoint, so the same command goes on with a measurement. What this protocol decides
-overrules the files.
+precision) is not trained again, a run that was stopped goes on from its newest
+checkpoint, and one that is finished but could not be put on record is put there. So the
+same command goes on with a measurement. What this protocol decides overrules the files.
 
 `--select` is for choosing between recipes: 5,000 training images are held out instead,
 others for each seed, and the test set is not touched. Its rows go to `selection.csv`.
@@ -46,6 +46,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pandas as pd
 from pytorch_lightning.callbacks import LambdaCallback
 
+from analysis import finished_run
 from benchmarks import recipes
 from benchmarks.gains import steps_tables
 from benchmarks.rows import RESULTS, check_writable
@@ -284,7 +285,12 @@ def train_once(
         InputError: The same run was begun with other flags.
     """
     place = Path(config.output_dir) / str(config.name)
-    if is_unfinished(place, commit):
+    signed = not commit.endswith("-dirty") and commit_of(place) == commit
+    if signed and is_finished(place, config):  # its row could not be written
+        print(f"{config.name}: finished before, now on record", flush=True)
+        add_run(place, recipe, config, runs, timed=False, commit=commit)
+        return
+    if signed and not (place / "metrics.json").exists():
         print(f"{config.name}: going on with it", flush=True)
         config = replace(config, overwrite=False, ckpt_path="last")
 
@@ -309,14 +315,28 @@ def train_once(
     add_run(place, recipe, config, runs, timed=timed, commit=commit)
 
 
-def is_unfinished(place: Path, commit: str) -> bool:
-    """Whether a run folder holds the beginning of a measurement with the same code."""
-    if (place / "metrics.json").exists() or commit.endswith("-dirty"):
-        return False
+def commit_of(place: Path) -> str | None:
+    """Commit of the code of a measurement, by the newest checkpoint of its folder."""
     folder = RunFolder(place.parent, place.name, seed=0)
     with contextlib.suppress(InputError):  # all are damaged
         newest = read_newest(folder.newest_checkpoints())
-        return newest is not None and newest[1].get("measured_at") == commit
+        return newest and newest[1].get("measured_at")
+    return None
+
+
+def is_finished(place: Path, config: Config) -> bool:
+    """Whether a folder holds a finished run with these flags, from such a device."""
+    if not (place / "metrics.json").exists():
+        return False
+    with contextlib.suppress(InputError):
+        given, metrics = recipes.read_run(place), finished_run.read_run(place).metrics
+        found = recipes.columns(given) | {"seed": given.seed}
+        found |= {name: metrics[name] for name in recipes.place(config)}
+        return found == {
+            **recipes.columns(config),
+            "seed": config.seed,
+            **recipes.place(config),
+        }
     return False
 
 

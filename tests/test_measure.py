@@ -206,6 +206,41 @@ def test_a_stopped_run_does_not_go_on_with_other_flags(
     assert (place / "checkpoints/last.ckpt").exists()
 
 
+def test_a_run_whose_row_could_not_be_written_is_not_trained_again(
+    trained: list[dict[str, Any]],
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A spreadsheet has the file open, say. Nobody waits for hours twice."""
+    own = [write_recipe("small", lr="auto", lr_steps=40)]
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "add_run", refuse_to_write)
+        with pytest.raises(PermissionError):
+            measure(own, 1, timed=False, **files)
+    measure(own, 1, timed=False, **files)
+    assert len(trained) == 1
+    assert "small_seed0: finished before, now on record\n" in capsys.readouterr().out
+    [row] = read_runs(OUTPUT).to_dict("records")
+    kept = json.loads(Path("runs/recipes/small_seed0/metrics.json").read_text())
+    assert (row["lr"], row["max_lr"]) == ("auto", kept["max_lr"])
+    for column in ("train/loss", "test/acc", "test/acc_tta", "device"):
+        assert row[column] == kept[column]
+    assert pd.isna(row["fit_seconds"])  # other work may have run beside it
+
+    OUTPUT.unlink()
+    measure([write_recipe("small", lr=0.01)], 1, timed=False, **files)  # other flags
+    assert len(trained) == 2
+    OUTPUT.unlink()
+    monkeypatch.setattr(recipes, "place", lambda _: {"device": "another"})
+    measure([write_recipe("small", lr=0.01)], 1, timed=False, **files)
+    assert len(trained) == 3
+
+
+def refuse_to_write(*_: Any, **__: Any) -> None:
+    raise PermissionError(13, "open in another program", "runs.csv")
+
+
 def test_a_selection_leaves_the_test_set_alone(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
