@@ -4,10 +4,9 @@
 
 A factor is at its upper level where that raises the accuracy on held-out images by two
 standard errors more than it raises the loss; both are the mean without and with flip
-TTA, and each counts in its own standard errors. So a level is taken that is ahead by
-about one and a half in both: what is adopted by mistake costs little, and the recipe is
-measured on its own afterwards. Factors that train.py has no flag for are named, and
-stay as they were.
+TTA, and each counts in its own standard errors. So one that is ahead by one in both is
+taken: a level that is taken by mistake costs little, and the recipe is measured on its
+own afterwards. Factors that train.py has no flag for are named, and stay as they were.
 """
 
 import sys
@@ -44,7 +43,7 @@ def choose_levels(
     """Write the recipe of the levels that are ahead.
 
     Args:
-        design: Its name, from first to fourth.
+        design: Name of the design, from first to fourth.
         output: YAML file to write.
         recipe: YAML file of a recipe; what the design says nothing of is as in it.
         rows: CSV file of screening.py.
