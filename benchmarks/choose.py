@@ -10,7 +10,6 @@ one that luck has raised. The new file is the given one but for the flags that d
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -18,13 +17,11 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pandas as pd
-import yaml
 
-from benchmarks.recipes import FLAGS, columns, read_recipe
+from benchmarks.recipes import FLAGS, columns, read_recipe, write_recipe
 from benchmarks.runs import by_kind, percent, read_runs
 from common import cli
 from common.errors import InputError
-from common.files import replacing
 from config import Config
 
 Trial = tuple[dict[str, str], pd.Series]  # flags as text, held-out accuracies
@@ -64,14 +61,10 @@ def choose(
     changed = [flag for flag in FLAGS if kind[flag] not in ("", base[flag])]
     settled = [f"--{flag}={kind[flag]}" for flag in changed]
     flags = cli.parse(Config, ["--config", recipe, *settled], "choose.py")
-    given: dict[str, Any] = yaml.safe_load(Path(recipe).read_text("utf-8")) or {}
-    chosen = given | {flag: flags[flag] for flag in changed}
     said = f"{percent(accuracies)} of the held-out images, n = {len(accuracies)}"
     said = f"{said}, of {len(trials)} recipes on {kind['device']}"
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(Path(output), "w") as file:
-        file.write(f"# Chosen from {Path(runs).name}: {said}.\n\n")
-        yaml.safe_dump(chosen, file, sort_keys=False)
+    changes = {flag: flags[flag] for flag in changed}
+    write_recipe(output, recipe, changes, f"{Path(runs).name}: {said}")
     print(f"{output}: {' '.join(settled) or 'as it was'}: {said}")
 
 

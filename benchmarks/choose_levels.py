@@ -19,15 +19,14 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 
 # isort: split
 import pandas as pd
-import yaml
 
-from benchmarks.factorial import Factors, Row, effects
+from benchmarks.factorial import Factors, Row, effects, lower
 from benchmarks.plain_training import LRS
-from benchmarks.recipes import CONFIGS, FLAGS, read_recipe
+from benchmarks.recipes import CONFIGS, FLAGS, read_recipe, write_recipe
 from benchmarks.studies import screening
 from common import cli
 from common.errors import InputError
-from common.files import expanded, replacing
+from common.files import expanded
 
 LEAST = 2.0  # standard errors that accuracy must gain more than the loss
 OTHER_NAMES = {"sam": "sam_radius"}  # factors that are flags of another name
@@ -65,17 +64,11 @@ def choose_levels(
     ahead = {name: factors[name][1] for name in factors if gains[name] >= least}
     left = [name for name in ahead if name not in (*FLAGS, *OTHER_NAMES)]
     taken = {name: level for name, level in ahead.items() if name not in left}
-    lower = {name: level for name, (level, _) in factors.items()}
     shape = {name: int(trained[name].iloc[0]) for name in ("epochs", "base_width")}
-    given: dict[str, Any] = yaml.safe_load(Path(recipe).read_text("utf-8")) or {}
-    chosen = given | flags(base | lower | taken | shape)
     words = " ".join(f"{name} {level}" for name, level in taken.items())
     said = f"the {design} design, {len(trained)} rows: {words or 'as it was'}"
-    target = expanded(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target, "w") as file:
-        file.write(f"# Chosen from {said}.\n\n")
-        yaml.safe_dump(chosen, file, sort_keys=False)
+    changes = flags(base | lower(factors) | taken | shape)
+    write_recipe(output, recipe, changes, said)
     print(f"{output}: {said}")
     if left:
         print(f"left out, as train.py has no flag for it: {', '.join(left)}")

@@ -47,6 +47,11 @@ def design(factors: Factors) -> list[Row]:
     ]
 
 
+def lower(factors: Factors) -> Row:
+    """The lower level of every factor."""
+    return {name: low for name, (low, _) in factors.items()}
+
+
 def effects(rows: pd.DataFrame, response: str, factors: Factors) -> pd.DataFrame:
     """What the upper level of each factor adds to a response, by least squares.
 

@@ -29,6 +29,7 @@ training of a few steps comes before it, which is not timed and leaves nothing b
 
 import contextlib
 import itertools
+import json
 import logging
 import re
 import shutil
@@ -46,7 +47,6 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pandas as pd
 from pytorch_lightning.callbacks import LambdaCallback
 
-from analysis import finished_run
 from benchmarks import recipes
 from benchmarks.gains import steps_tables
 from benchmarks.rows import RESULTS, check_writable
@@ -285,12 +285,13 @@ def train_once(
         InputError: The same run was begun with other flags.
     """
     place = Path(config.output_dir) / str(config.name)
-    signed = not commit.endswith("-dirty") and commit_of(place) == commit
-    if signed and is_finished(place, config):  # its row could not be written
+    is_finished = (place / "metrics.json").exists()
+    is_ours = not commit.endswith("-dirty") and commit_of(place) == commit
+    if is_ours and is_finished and is_same(place, config):  # its row was not written
         print(f"{config.name}: finished before, now on record", flush=True)
         add_run(place, recipe, config, runs, timed=False, commit=commit)
         return
-    if signed and not (place / "metrics.json").exists():
+    if is_ours and not is_finished:
         print(f"{config.name}: going on with it", flush=True)
         config = replace(config, overwrite=False, ckpt_path="last")
 
@@ -324,19 +325,15 @@ def commit_of(place: Path) -> str | None:
     return None
 
 
-def is_finished(place: Path, config: Config) -> bool:
-    """Whether a folder holds a finished run with these flags, from such a device."""
-    if not (place / "metrics.json").exists():
-        return False
+def is_same(place: Path, config: Config) -> bool:
+    """Whether a finished run has these flags and this seed, and is of such a device."""
     with contextlib.suppress(InputError):
-        given, metrics = recipes.read_run(place), finished_run.read_run(place).metrics
-        found = recipes.columns(given) | {"seed": given.seed}
-        found |= {name: metrics[name] for name in recipes.place(config)}
-        return found == {
-            **recipes.columns(config),
-            "seed": config.seed,
-            **recipes.place(config),
-        }
+        given = recipes.read_run(place)
+        metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+        here = recipes.place(config)
+        there = {name: metrics[name] for name in here}
+        flags = recipes.columns(given) == recipes.columns(config)
+        return flags and there == here and given.seed == config.seed
     return False
 
 

@@ -17,11 +17,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning.callbacks import Callback
 
 from analysis import finished_run
 from common import cli
 from common.errors import InputError, StoppedError
+from common.files import expanded, replacing
 from config import MARKS, Config
 from datamodule import DEFAULT_VAL_SIZE
 from images.class_folders import SPLITS, is_image_folder
@@ -93,6 +95,23 @@ def read_recipe(file: str | None, own: dict[str, Any], *, select: bool) -> Confi
     config = Config(**flags | PROTOCOL | (SELECTING if select else MEASURING))
     kind = "selection" if select else "recipes"
     return replace(config, output_dir=Path(config.output_dir) / kind)
+
+
+def write_recipe(file: str, recipe: str, changes: dict[str, Any], said: str) -> None:
+    """Write a recipe that differs from another in some flags.
+
+    Args:
+        file: YAML file to write.
+        recipe: That of the other one.
+        changes: The flags in which it differs.
+        said: What speaks for it, as its first line says.
+    """
+    given = yaml.safe_load(Path(recipe).read_text("utf-8")) or {}
+    target = expanded(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target, "w") as opened:
+        opened.write(f"# Chosen from {said}.\n\n")
+        yaml.safe_dump(given | changes, opened, sort_keys=False)
 
 
 def read_run(folder: Path) -> Config:

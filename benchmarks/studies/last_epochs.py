@@ -21,7 +21,7 @@ import common  # noqa: F401  # puts right what the next ones stumble over
 import pandas as pd
 import torch
 
-from benchmarks.factorial import Row
+from benchmarks.factorial import Row, lower
 from benchmarks.plain_training import Training, load_images, shape_of
 from benchmarks.rows import RESULTS, add_row, check_shape, markdown, read_rows, today
 from benchmarks.runs import percent
@@ -37,8 +37,7 @@ RECORD = RESULTS / "2026-11-27_last_epochs_cpu.csv"
 SHARE = 0.25  # of the epochs, which the branches differ by
 # The third design has configs/best.yaml at its lower levels, but for SAM.
 THIRD = STUDIES["third"]
-LOWER = {name: low for name, (low, _) in THIRD.factors.items()}
-BEST: Row = THIRD.base | LOWER | {"sam": 0.0, "sam_share": 1.0}
+BEST: Row = THIRD.base | lower(THIRD.factors) | {"sam": 0.0, "sam_share": 1.0}
 BRANCHES: dict[str, Row] = {
     "as the recipe is": {},
     "no cutout in the last 2": {"uncut_epochs": 2},

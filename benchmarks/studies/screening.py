@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.corruptions import jpeg_compression, to_levels
-from benchmarks.factorial import Factors, Row, design, effects
+from benchmarks.factorial import Factors, Row, design, effects, lower
 from benchmarks.plain_training import Training, load_images, shape_of
 from benchmarks.rows import RESULTS, add_row, check_shape, markdown, read_rows, today
 from common import cli
@@ -123,17 +123,13 @@ FOURTH: dict[str, tuple[Any, Any]] = {
     "cutout": (8, 6),
     "weight_decay": (0.2, 0.28),
 }
-BASE = {name: low for name, (low, _) in FIRST.items()} | USUAL | {"whiten": True}
-AFTER_THIRD = (
-    BASE
-    | {"dirac": True}
-    | {name: low for name, (low, _) in THIRD.items()}
-    | {"crop_padding": 3}
-)
+BASE = lower(FIRST) | USUAL | {"whiten": True}
+AFTER_SECOND = BASE | {"dirac": True}
+AFTER_THIRD = AFTER_SECOND | lower(THIRD) | {"crop_padding": 3}
 STUDIES = {
     "first": Study(USUAL, FIRST),
     "second": Study(BASE, SECOND),
-    "third": Study(BASE | {"dirac": True}, THIRD),
+    "third": Study(AFTER_SECOND, THIRD),
     "fourth": Study(AFTER_THIRD, FOURTH),
 }
 
