@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.ops import stochastic_depth
 
 from analysis.inference import to_probabilities
 from benchmarks.factorial import Row
@@ -59,8 +60,30 @@ def build_net(row: Row, images: Tensor, base_width: int) -> CustomResNet:
             last_norm: Any = residual[1].get_submodule("1")
             last_norm.weight.fill_(row["residual_gain"])
     net.norm_batch(row["norm_batch"])
+    drop_at_random(net, row)
     set_momentum(net, row["norm_momentum"])
     return net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def drop_at_random(net: CustomResNet, row: Row) -> None:
+    """In training, let random features and residual branches be zero for an image.
+
+    Args:
+        net: It keeps its layers.
+        row: `dropout` (Srivastava et al., JMLR 15, 2014) and `drop_path` (stochastic
+            depth, arXiv 1603.09382), the shares that are zero.
+    """
+    if row["dropout"]:
+        net.fc.register_forward_pre_hook(
+            lambda layer, given: F.dropout(given[0], row["dropout"], layer.training)
+        )
+    if row["drop_path"]:
+        for residual in (net.residual1, net.residual3):
+            residual.register_forward_hook(
+                lambda layer, _, maps: stochastic_depth(
+                    maps, row["drop_path"], "row", layer.training
+                )
+            )
 
 
 def set_momentum(net: nn.Module, momentum: float) -> None:
@@ -192,6 +215,7 @@ class Training:
             {"params": norms["weight"]},
             {"params": norms["bias"]},
         ]
+        of_norms = row["scale_lr"], row["bias_lr"]
         optimizer = torch.optim.Adam(
             groups,
             lr=lr,
@@ -202,7 +226,7 @@ class Training:
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=[lr, row["first_lr"] * lr, lr, row["bias_lr"] * lr],
+            max_lr=[lr * times for times in (1.0, row["first_lr"], *of_norms)],
             total_steps=steps,
             pct_start=row["pct_start"],
             anneal_strategy=row["anneal"],

@@ -66,7 +66,7 @@ REAL: dict[str, Any] = {
     "repeats": 10,
     "reach": 0.94,
     "screened": "",
-    "rows": [[*range(first, first + 4)] for first in range(0, 16, 4)],
+    "rows": [[*range(first, first + 4)] for first in range(0, 24, 4)],
     "fast": Grid(
         {"batch_size": [256, 512], "max_epochs": [12, 16, 20]},
         {"lr": [0.0035, 0.005, 0.007], "weight_decay": [0.1, 0.2]},
@@ -107,7 +107,7 @@ DRY: dict[str, Any] = {
     "repeats": 1,
     "reach": 0.01,
     "screened": "--epochs 1 --base_width 4 --val_size 100",
-    "rows": [[*range(first, first + 8)] for first in range(0, 16, 8)],
+    "rows": [[*range(first, first + 8)] for first in range(0, 24, 8)],
     "fast": Grid({"batch_size": [16], "max_epochs": [1, 2]}, {}, "--seeds 2 --best 1"),
     "rates": Grid({"lr": [0.01, "auto"]}, {}, "--seeds 1"),
 }

@@ -58,6 +58,23 @@ def test_a_row_starts_as_it_says() -> None:
     assert not torch.equal(other.weight[:27], -other.weight[27:54])
 
 
+def test_features_and_branches_are_zero_at_random_in_training() -> None:
+    net = build_net(row_of(dropout=0.25, drop_path=0.5), torch.randn(20, 3, 32, 32), 64)
+    features = torch.ones(100, 512)
+    net.fc.weight.data.fill_(1 / 512)
+    kept = net.fc(features).mean().item()  # those that stay count more
+    assert kept == pytest.approx(1.0, abs=0.02)
+    net.fc.weight.data[:, 1:] = 0.0
+    zero = (net.fc(features) == 0).all(dim=1).float().mean().item()
+    assert zero == pytest.approx(0.25, abs=0.15)
+    maps = torch.randn(100, 512, 3, 3)
+    dropped = (net.residual3(maps) == 0).flatten(1).all(dim=1)
+    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.2)
+    net.eval()
+    assert not (net.residual3(maps) == 0).flatten(1).all(dim=1).any()
+    assert torch.equal(net.fc(features), features @ net.fc.weight.T)
+
+
 def test_boxes_come_from_the_image_whose_label_is_given() -> None:
     labels = torch.arange(8)
     images = labels.float().view(8, 1, 1, 1).expand(8, 3, 32, 32)
@@ -163,6 +180,7 @@ def test_what_differs_in_a_row_differs_in_its_training(
     """Each factor changes the result, so none is left out by mistake."""
     losses = {}
     factors = screening.FIRST | screening.SECOND | screening.THIRD
+    factors = screening.FOURTH | factors  # of one in several, the first upper level
     for name, (_, upper) in {"none": (0, 0), **factors}.items():
         base = row_of(batch_size=32, sam=0.05) | (
             {} if name == "none" else {name: upper}
@@ -371,5 +389,5 @@ def test_a_design_goes_on_from_what_the_one_before_it_chose() -> None:
     choose_levels("third", "new.yaml")
     chosen = yaml.safe_load(Path("new.yaml").read_text())
     base, factors = screening.STUDIES["fourth"]
-    row = base | {name: low for name, (low, _) in factors.items()}
+    row = base | {name: low for name, (low, _) in factors.items()} | {"sam": 0.1}
     assert flags(row | {"epochs": 24, "base_width": 64}).items() <= chosen.items()

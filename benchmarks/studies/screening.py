@@ -7,9 +7,9 @@ trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of 
 and judges each on the 10,000 others. The first design has many factors; the second has
 those that were left, at levels about the best of the first; the third is about
 configs/best.yaml as the second has left it, with SAM, and the fourth about the best
-levels of the third. What is judged is the loss at the
-temperature that suits it best: it tells recipes apart far sooner than accuracy does.
-Rows that are on record in FILE are not trained again.
+levels of the third, with and without SAM. What is judged is the loss at the temperature
+that suits it best: it tells recipes apart far sooner than accuracy does. Rows that are
+on record in FILE are not trained again.
 
 `effects` of factorial.py says what the rows on record show.
 """
@@ -84,6 +84,9 @@ USUAL = {
     "sam": 0.0,
     "sam_share": 0.25,
     "norm_batch": 0,
+    "dropout": 0.0,
+    "drop_path": 0.0,
+    "scale_lr": 1.0,
 }
 # About the best levels of the first.
 SECOND: dict[str, tuple[Any, Any]] = {
@@ -113,19 +116,23 @@ THIRD: dict[str, tuple[Any, Any]] = {
     "sam_share": (0.25, 0.5),  # of the steps, at the end
     "norm_batch": (0, 64),  # images that share batch statistics; 0 for all
 }
-# About the best levels of the third.
+# About the best levels of the third, but SAM, which brought nothing on all images.
 FOURTH: dict[str, tuple[Any, Any]] = {
-    "sam_share": (0.5, 1.0),
     "norm_batch": (64, 32),
     "batch_size": (256, 128),
-    "sam": (0.1, 0.2),
+    "sam": (0.0, 0.1),  # in half of the steps, the better share of the third
     "label_smoothing": (0.05, 0.1),
-    "cutout": (8, 6),
     "weight_decay": (0.2, 0.28),
+    "crop_padding": (3, 2),
+    "cutout": (8, 6),
+    "norm_momentum": (0.1, 0.02),
+    "dropout": (0.0, 0.1),  # of the 512 features
+    "drop_path": (0.0, 0.1),  # of the residual branches
+    "scale_lr": (1.0, 0.0),  # learning rate of batch norm's factors, times the other
 }
 BASE = lower(FIRST) | USUAL | {"whiten": True}
 AFTER_SECOND = BASE | {"dirac": True}
-AFTER_THIRD = AFTER_SECOND | lower(THIRD) | {"crop_padding": 3}
+AFTER_THIRD = AFTER_SECOND | lower(THIRD) | {"sam_share": 0.5}
 STUDIES = {
     "first": Study(USUAL, FIRST),
     "second": Study(BASE, SECOND),
