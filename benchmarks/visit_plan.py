@@ -60,6 +60,7 @@ REAL: dict[str, Any] = {
     "paced": "",
     "against": "[loop,course,limit]",
     "graph": "true",
+    "part": 64,  # of a batch, with its own statistics
     "scaled": "--repeats 1",
     "batches": [512, 256],
     "seeds": 5,
@@ -100,6 +101,7 @@ DRY: dict[str, Any] = {
     "paced": "--precision 32-true --base_width 4 --steps 2 --repeats 1",
     "against": "[loop,course]",  # the other takes a CPU minutes
     "graph": "false",
+    "part": 16,
     "scaled": "--repeats 1 --epochs [1] --images [100,200] --batch_sizes [8] "
     "--processes [1] --images_per_epoch 16",
     "batches": [16],
@@ -228,6 +230,7 @@ def _checks(write: Writer) -> list[Step]:
     repeatable, same = "{short} --deterministic true", {"same_as": "deterministic"}
     stopped = repeatable + " --ckpt_every_n_steps {every}"
     sharp = repeatable + " --sam_radius 0.1 --sam_share 0.5"
+    parts = repeatable + " --norm_batch {part}"
     return [
         write.train("default_seed0", "--tta flip", recipe="default"),
         write.step("tests", "-m pytest -q -p no:cacheprovider {tests}"),
@@ -237,6 +240,8 @@ def _checks(write: Writer) -> list[Step]:
         write.train("graphed", repeatable + " --cuda_graph {graph}", **same),
         write.train("sharp", sharp),
         write.train("sharp_graphed", sharp + " --cuda_graph {graph}", same_as="sharp"),
+        write.train("parts", parts),
+        write.train("parts_graphed", parts + " --cuda_graph {graph}", same_as="parts"),
         write.train("half", "{short} --precision {half}"),
         write.train("compiled", "{short} --compile true"),
         write.train("nccl", "{short} --strategy ddp"),
