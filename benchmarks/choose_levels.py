@@ -42,7 +42,7 @@ def choose_levels(
     """Write the recipe of the levels that are ahead.
 
     Args:
-        design: Name of the design, from first to fourth.
+        design: Name of the design, from first to fifth.
         output: YAML file to write.
         recipe: YAML file of a recipe; what the design says nothing of is as in it.
         rows: CSV file of screening.py.

@@ -52,6 +52,7 @@ from training.resume import read_checkpoint
 
 RECORD = "gpu_visit.csv"
 FIGURES = ("test/acc", "test/acc_tta", "fit_seconds", "images_per_second")
+SAM = ("sam_radius", "sam_share")
 STOPPED = 128 + signal.SIGTERM  # exit code of a program that was asked to stop
 PATIENCE = 60  # seconds that it has to do so
 
@@ -130,11 +131,17 @@ def find_values(
         "airbench": shown(expanded(airbench or "airbench")),
     }
     small = SMALL | {"output_dir": str(folder)} if dry_run else {}
-    for name in ("best", "seed", "default"):
-        path, flags = CONFIGS / f"{name}.yaml", dict[str, Any]()
-        if path.exists():
-            flags = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if small or not flags:
+    recipes: dict[str, dict[str, Any]] = {
+        name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("best", "seed")
+    }
+    recipes["lean"] = {
+        flag: value for flag, value in recipes["best"].items() if flag not in SAM
+    }
+    recipes["default"] = {}
+    for name, flags in recipes.items():
+        path = CONFIGS / f"{name}.yaml"
+        if small or not path.exists():
             path = folder / "recipes" / path.name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(flags | small), encoding="utf-8")

@@ -9,7 +9,6 @@ import shlex
 from typing import Any, NamedTuple
 
 from benchmarks.rows import today
-from benchmarks.studies import screening
 
 
 class Step(NamedTuple):
@@ -66,8 +65,6 @@ REAL: dict[str, Any] = {
     "seeds": 5,
     "repeats": 10,
     "reach": 0.94,
-    "screened": "",
-    "rows": [[*range(first, first + 4)] for first in range(0, 24, 4)],
     "fast": Grid(
         {"batch_size": [256, 512], "max_epochs": [12, 16, 20]},
         {"lr": [0.0035, 0.005, 0.007], "weight_decay": [0.1, 0.2]},
@@ -108,8 +105,6 @@ DRY: dict[str, Any] = {
     "seeds": 2,
     "repeats": 1,
     "reach": 0.01,
-    "screened": "--epochs 1 --base_width 4 --val_size 100",
-    "rows": [[*range(first, first + 8)] for first in range(0, 24, 8)],
     "fast": Grid({"batch_size": [16], "max_epochs": [1, 2]}, {}, "--seeds 2 --best 1"),
     "rates": Grid({"lr": [0.01, "auto"]}, {}, "--seeds 1"),
 }
@@ -117,7 +112,7 @@ DRY: dict[str, Any] = {
 # Where things are: folders, recipes, and flags that say where the images are.
 PLACES = (
     *("data", "data_of_recipes", "records", "runs", "airbench"),
-    *("best", "seed", "default"),
+    *("best", "lean", "seed", "default"),
 )
 
 TRAIN = "train.py --accelerator {accelerator} {data} {small} --output_dir {runs}"
@@ -130,13 +125,7 @@ AIRBENCH = "benchmarks/studies/airbench.py {data} --repeats {repeats} "
 AIRBENCH += (
     "--accelerator {accelerator} --output {records}/{today}_airbench_{device}.csv"
 )
-CHOOSE = "benchmarks/choose.py --recipe {best}"
-SCREENING = "benchmarks/studies/screening.py fourth --device {device} {data} "
-SCREENING += f"{{screened}} --output {{records}}/{screening.RECORD.name}"
-LEVELS = "benchmarks/choose_levels.py --design fourth --recipe {best} "
-LEVELS += (
-    f"--rows {{records}}/{screening.RECORD.name} --output {{records}}/accurate.yaml"
-)
+CHOOSE = "benchmarks/choose.py --recipe {default}"
 SCALE = "benchmarks/scale.py --device {device} {scaled}"
 
 
@@ -210,10 +199,9 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
         "checks": Stage(
             "README: default on a GPU; all that hangs on one works", _checks(write)
         ),
-        "screening": Stage(
-            "docs/lab/accuracy.md: effects of the fourth design", _screening(write)
+        "lean": Stage(
+            "docs/lab/accuracy.md: best without sharpness-aware steps", _lean(write)
         ),
-        "accurate": Stage("configs/: more accuracy in 24 epochs", _accurate(write)),
         "recipes": Stage("README: best, seed and default on a GPU", _recipes(write)),
         "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", _paces(write)),
         "rivals": Stage("docs/lab/speed.md: airbench on the same card", _rivals(write)),
@@ -277,34 +265,19 @@ def _rivals(write: Writer) -> list[Step]:
     ]
 
 
-def _screening(write: Writer) -> list[Step]:
-    return [
-        write.step(
-            f"rows_{rows[0]}",
-            f"{SCREENING} --rows {shlex.quote(str(rows))}",
-            alone=False,
-        )
-        for rows in write.values["rows"]
-    ]
-
-
 def _fast(write: Writer) -> list[Step]:
-    steps = write.sweep("{best}", write.values["fast"], "fast.csv")
+    steps = write.sweep("{default}", write.values["fast"], "fast.csv")
     for size in write.values["fast"].split["batch_size"]:
         flags = f"--batch_size {size} --reach {{reach}}"
         steps += write.choose("fast.csv", f"fast_{size}", flags)
     return steps
 
 
-def _accurate(write: Writer) -> list[Step]:
-    recipe = f"{MEASURE} {{records}}/accurate.yaml --timed false --seeds 1 "
-    recipe += "--output {records}/runs.csv --first_seed "
+def _lean(write: Writer) -> list[Step]:
+    recipe = f"{MEASURE} {{lean}} --timed false --seeds 1 --output {{records}}/runs.csv"
     return [
-        write.step("choose_levels", LEVELS),
-        *(
-            write.step(f"seed{seed}", f"{recipe}{seed}", alone=False)
-            for seed in range(write.values["repeats"])
-        ),
+        write.step(f"seed{seed}", f"{recipe} --first_seed {seed}", alone=False)
+        for seed in range(write.values["repeats"])
     ]
 
 

@@ -5,7 +5,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from benchmarks import measure as measuring
 from benchmarks import pace as pace_module
 from benchmarks import recipes
 from benchmarks.choose import choose
-from benchmarks.choose_levels import choose_levels
 from benchmarks.gpu_visit import (
     RECORD,
     Visit,
@@ -37,7 +36,6 @@ from benchmarks.rows import RESULTS, add_row, read_rows
 from benchmarks.runs import read_runs
 from benchmarks.scale import scale
 from benchmarks.studies import airbench as airbench_module
-from benchmarks.studies import screening
 from benchmarks.studies.airbench import airbench
 from benchmarks.visit_plan import REAL, Stage, Step, plan
 from common import cli
@@ -53,9 +51,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "benchmarks/pace.py": pace,
     "benchmarks/scale.py": scale,
     "benchmarks/choose.py": choose,
-    "benchmarks/choose_levels.py": choose_levels,
     "benchmarks/studies/airbench.py": airbench,
-    "benchmarks/studies/screening.py": screening.screening,
 }
 
 
@@ -98,9 +94,6 @@ def test_every_flag_that_is_typed_is_one_and_every_value_is_valid(
             Config(**found)
         for flag, value in (found.get("train") or {}).items():  # of pace.py
             assert flag in own_flags(f"--{flag}={value}")
-        if script.endswith("screening.py"):
-            for name in found["designs"]:
-                assert screening.numbers_of(name, found["rows"]) == found["rows"]
         if found.get("select"):
             own = {"data_dir": found["data_dir"]}
             every = measuring.plan(
@@ -134,21 +127,21 @@ def test_nothing_is_chosen_on_the_test_set(planned: dict[str, Stage]) -> None:
     assert "runs.csv" not in {Path(file).name for file in selected}
 
 
-def test_the_design_is_trained_whole() -> None:
-    found = [
-        row
-        for step in plan(REAL)["screening"].steps
-        for row in cli.parse(screening.screening, step.command[1:])["rows"]
-    ]
-    assert found == screening.numbers_of("fourth", None)
+def test_the_lean_recipe_is_the_best_without_sharpness_aware_steps() -> None:
+    folders = Path("records"), Path("runs")
+    real = find_values(False, "--data synthetic", *folders, None)
+    best, lean = (
+        read_recipe(str(PROJECT / real[name]), {}, select=False)
+        for name in ("best", "lean")
+    )
+    assert best.sam_radius > 0
+    assert lean == replace(best, sam_radius=0.0, sam_share=Config().sam_share)
 
 
 def test_what_is_timed_runs_alone(planned: dict[str, Stage]) -> None:
     for _, steps in planned.values():
         for step in steps:
-            timed = values(step.command, "timed")
-            is_design = step.command[0] == "benchmarks/studies/screening.py"
-            assert step.alone == (timed != ["false"] and not is_design)
+            assert step.alone == (values(step.command, "timed") != ["false"])
 
 
 def test_a_dry_run_writes_into_its_own_folders(tmp_path: Path) -> None:
@@ -365,7 +358,7 @@ def test_without_a_stage_it_lists(
     [
         (
             {"stages": ["nothing"]},
-            "nothing is no stage; give all or checks, screening, ",
+            "nothing is no stage; give all or checks, lean, ",
         ),
         ({"stages": ["all"], "jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"stages": ["pace"], "output": str(RESULTS)}, "is for visits; give another"),
@@ -395,7 +388,7 @@ def test_a_dry_run_does_all_of_it(tmp_path: Path) -> None:
     weights = {row["step"]: row["weights"] for row in record()}
     assert weights["deterministic"] == weights["again"] == weights["stopped"]
     names = {row["recipe"] for _, row in read_runs(Path("records/runs.csv")).iterrows()}
-    assert names == {"best", "seed", "default", "fast_16", "accurate"}
+    assert names == {"best", "seed", "default", "fast_16", "lean"}
     assert {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before
     again = subprocess.run(
         [*command, *flags, "--airbench", str(folder)], capture_output=True, text=True

@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback
 
 from benchmarks import measure as script
 from benchmarks import recipes
+from benchmarks.choose_levels import choose_levels
 from benchmarks.measure import measure
 from benchmarks.recipes import (
     CONFIGS,
@@ -431,12 +432,14 @@ def test_a_configuration_runs_and_says_what_is_on_record(
         assert said in head
 
 
-def test_the_best_configuration_is_the_default_but_for_rate_and_scale() -> None:
-    flags = cli.parse(Config, ["--config", str(CONFIGS / "best.yaml")])
-    defaults = cli.parse(Config, [])
-    assert flags["whiten"] is flags["dirac"] is True  # as auto has it here
-    changed = {flag for flag, value in flags.items() if value != defaults[flag]}
-    assert changed == {"lr", "logit_scale", "whiten", "dirac"}
+def test_the_best_configuration_is_what_the_last_design_chose() -> None:
+    choose_levels("fourth", "fourth.yaml")
+    choose_levels("fifth", "fifth.yaml", "fourth.yaml")
+    chosen, best = (
+        read_recipe(str(file), {}, select=True)
+        for file in ("fifth.yaml", CONFIGS / "best.yaml")
+    )
+    assert chosen == best
 
 
 def test_what_stands_alone_has_the_same_defaults_as_train() -> None:

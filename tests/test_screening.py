@@ -170,8 +170,8 @@ def test_rows_are_trained_once(
     assert len(screening.read_designs(Path("rows.csv"), ["first"])) == 2
     with pytest.raises(InputError, match=r"--rows must be from 0 to 39, got 40"):
         screening.screening(["first"], "rows.csv", [40], **small_study)
-    with pytest.raises(InputError, match="fifth is no design; give one of first"):
-        screening.screening(["fifth"], "rows.csv", **small_study)
+    with pytest.raises(InputError, match="sixth is no design; give one of first"):
+        screening.screening(["sixth"], "rows.csv", **small_study)
 
 
 def test_what_differs_in_a_row_differs_in_its_training(
@@ -385,9 +385,15 @@ def test_the_recipe_has_the_levels_that_are_ahead(capsys: Any) -> None:
     assert said in capsys.readouterr().out
 
 
-def test_a_design_goes_on_from_what_the_one_before_it_chose() -> None:
-    choose_levels("third", "new.yaml")
+@pytest.mark.parametrize(
+    ("before", "after", "own"),
+    [("third", "fourth", {"sam": 0.1}), ("fourth", "fifth", {})],  # and without SAM
+)
+def test_a_design_goes_on_from_what_the_one_before_it_chose(
+    before: str, after: str, own: dict[str, Any]
+) -> None:
+    choose_levels(before, "new.yaml")
     chosen = yaml.safe_load(Path("new.yaml").read_text())
-    base, factors = screening.STUDIES["fourth"]
-    row = base | {name: low for name, (low, _) in factors.items()} | {"sam": 0.1}
+    base, factors = screening.STUDIES[after]
+    row = base | {name: low for name, (low, _) in factors.items()} | own
     assert flags(row | {"epochs": 24, "base_width": 64}).items() <= chosen.items()

@@ -7,9 +7,10 @@ trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of 
 and judges each on the 10,000 others. The first design has many factors; the second has
 those that were left, at levels about the best of the first; the third is about
 configs/best.yaml as the second has left it, with SAM, and the fourth about the best
-levels of the third, with and without SAM. What is judged is the loss at the temperature
-that suits it best: it tells recipes apart far sooner than accuracy does. Rows that are
-on record in FILE are not trained again.
+levels of the third, with and without SAM. The fifth goes further where the fourth has
+gained. What is judged is the loss at the temperature that suits it best: it tells
+recipes apart far sooner than accuracy does. Rows that are on record in FILE are not
+trained again.
 
 `effects` of factorial.py says what the rows on record show.
 """
@@ -130,14 +131,24 @@ FOURTH: dict[str, tuple[Any, Any]] = {
     "drop_path": (0.0, 0.1),  # of the residual branches
     "scale_lr": (1.0, 0.0),  # learning rate of batch norm's factors, times the other
 }
+# About the best levels of the fourth, and beyond them.
+FIFTH: dict[str, tuple[Any, Any]] = {
+    "weight_decay": (0.28, 0.4),
+    "sam": (0.1, 0.2),
+    "cutout": (8, 10),
+    "lr": (1.0, 1.25),
+    "label_smoothing": (0.05, 0.0),
+}
 BASE = lower(FIRST) | USUAL | {"whiten": True}
 AFTER_SECOND = BASE | {"dirac": True}
 AFTER_THIRD = AFTER_SECOND | lower(THIRD) | {"sam_share": 0.5}
+AFTER_FOURTH = AFTER_THIRD | lower(FOURTH) | {"norm_batch": 32}
 STUDIES = {
     "first": Study(USUAL, FIRST),
     "second": Study(BASE, SECOND),
     "third": Study(AFTER_SECOND, THIRD),
     "fourth": Study(AFTER_THIRD, FOURTH),
+    "fifth": Study(AFTER_FOURTH, FIFTH),
 }
 
 
@@ -164,7 +175,7 @@ def screening(
     """Train rows of designs, and put each on record.
 
     Args:
-        designs: Their names, from first to fourth.
+        designs: Their names, from first to fifth.
         output: CSV file to which the rows are added.
         rows: Which ones, from 0; null for all.
         seed: Of weights, order and augmentation.
