@@ -2,11 +2,12 @@
 
     python benchmarks/studies/last_epochs.py --output FILE.csv --folder FOLDER
 
-trains the recipe of configs/best.yaml in plain PyTorch (benchmarks/plain_training.py)
-on 40,000 images of CIFAR-10, up to its last quarter. From there each branch goes on
-with a change of its own, and is judged on the 10,000 other images. So branches differ
-by their last epochs alone. After every epoch a checkpoint is written into FOLDER, and
-the same command goes on from it; branches that are on record are left out.
+trains what the first two designs of screening.py chose, in plain PyTorch
+(benchmarks/plain_training.py), on 40,000 images of CIFAR-10, up to its last quarter.
+From there each branch goes on with a change of its own, and is judged on the 10,000
+other images. So branches differ by their last epochs alone. After every epoch a
+checkpoint is written into FOLDER, and the same command goes on from it; branches that
+are on record are left out.
 """
 
 import sys
@@ -35,7 +36,7 @@ from machine.hardware import choose_hardware
 
 RECORD = RESULTS / "2026-11-27_last_epochs_cpu.csv"
 SHARE = 0.25  # of the epochs, which the branches differ by
-# The third design has configs/best.yaml at its lower levels, but for SAM.
+# The third design has that recipe at its lower levels, but for SAM.
 THIRD = STUDIES["third"]
 BEST: Row = THIRD.base | lower(THIRD.factors) | {"sam": 0.0, "sam_share": 1.0}
 BRANCHES: dict[str, Row] = {

@@ -5,12 +5,12 @@
 
 trains rows of a two-level design (benchmarks/factorial.py) on 40,000 images of CIFAR-10
 and judges each on the 10,000 others. The first design has many factors; the second has
-those that were left, at levels about the best of the first; the third is about
-configs/best.yaml as the second has left it, with SAM, and the fourth about the best
-levels of the third, with and without SAM. The fifth goes further where the fourth has
-gained. What is judged is the loss at the temperature that suits it best: it tells
-recipes apart far sooner than accuracy does. Rows that are on record in FILE are not
-trained again.
+those that were left, at levels about the best of the first; the third is about the
+best of the second, with SAM, and the fourth about the best of the third, with and
+without SAM. The fifth goes further where the fourth has gained, and configs/best.yaml
+is what it chose. What is judged is the loss at the temperature that suits it best: it
+tells recipes apart far sooner than accuracy does. Rows that are on record in FILE are
+not trained again.
 
 `effects` of factorial.py says what the rows on record show.
 """
@@ -52,7 +52,7 @@ class Study(NamedTuple):
     factors: Factors
 
 
-# Factor: its lower level, that of configs/best.yaml or about it, and its upper.
+# Factor: its lower level, that of the best recipe of then or about it, and its upper.
 FIRST: dict[str, tuple[Any, Any]] = {
     "whiten": (False, True),  # filters that whiten patches start the first convolution
     "logit_scale": (0.25, 0.125),
@@ -74,7 +74,7 @@ FIRST: dict[str, tuple[Any, Any]] = {
     "mixup": (0.0, 0.25),  # likewise
     "photo_like": (0.0, 0.25),  # share of the images
 }
-# What the first design says nothing of is as in configs/best.yaml there.
+# What the first design says nothing of is as in that recipe there.
 USUAL = {
     "crop_padding": 4,
     "first_lr": 1.0,
@@ -103,7 +103,7 @@ SECOND: dict[str, tuple[Any, Any]] = {
     "first_lr": (1.0, 0.1),  # learning rate of the first convolution, likewise
     "centred": (False, True),  # gradients of convolutions (arXiv 2004.01461)
 }
-# About configs/best.yaml, as the second has left it, with sharpness-aware steps.
+# About the best levels of the second, with sharpness-aware steps.
 THIRD: dict[str, tuple[Any, Any]] = {
     "lr": (1.0, 1.4),
     "eps": (1e-8, 1e-4),
