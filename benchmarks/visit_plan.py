@@ -70,6 +70,7 @@ REAL: dict[str, Any] = {
         {"lr": [0.0035, 0.005, 0.007], "weight_decay": [0.1, 0.2]},
         "--seeds 3 --best 2",
     ),
+    "long": Grid({"cutout": [10, 14]}, {"max_epochs": [96]}, "--seeds 2"),
     "rates": Grid(
         {"batch_size": [256], "lr": [0.0018, 0.0025, 0.0035, 0.005, 0.007, "auto"]},
         {"max_epochs": [24]},
@@ -106,6 +107,7 @@ DRY: dict[str, Any] = {
     "repeats": 1,
     "reach": 0.01,
     "fast": Grid({"batch_size": [16], "max_epochs": [1, 2]}, {}, "--seeds 2 --best 1"),
+    "long": Grid({"cutout": [4, 8]}, {"max_epochs": [2]}, "--seeds 1"),
     "rates": Grid({"lr": [0.01, "auto"]}, {}, "--seeds 1"),
 }
 
@@ -125,7 +127,6 @@ AIRBENCH = "benchmarks/studies/airbench.py {data} --repeats {repeats} "
 AIRBENCH += (
     "--accelerator {accelerator} --output {records}/{today}_airbench_{device}.csv"
 )
-CHOOSE = "benchmarks/choose.py --recipe {default}"
 SCALE = "benchmarks/scale.py --device {device} {scaled}"
 
 
@@ -178,9 +179,10 @@ class Writer:
             steps.append(self.step(name, text, alone=False))
         return steps
 
-    def choose(self, record: str, name: str, flags: str = "") -> list[Step]:
+    def choose(self, recipe: str, record: str, name: str, flags: str) -> list[Step]:
         """The best of a sweep, and how it does on the test set."""
-        text = f"{CHOOSE} --runs {{records}}/{record} {flags}"
+        text = f"benchmarks/choose.py --recipe {recipe} --runs {{records}}/{record} "
+        text += flags
         return [
             self.step(f"choose_{name}", f"{text} --output {{records}}/{name}.yaml"),
             self.measure(f"measure_{name}", f"{{records}}/{name}.yaml"),
@@ -202,6 +204,7 @@ def plan(values: dict[str, Any]) -> dict[str, Stage]:
         "lean": Stage(
             "docs/lab/accuracy.md: best without sharpness-aware steps", _lean(write)
         ),
+        "long": Stage("configs/long.yaml: more accuracy in 96 epochs", _long(write)),
         "recipes": Stage("README: best, seed and default on a GPU", _recipes(write)),
         "pace": Stage("docs/lab/speed.md: profile and pace on a GPU", _paces(write)),
         "rivals": Stage("docs/lab/speed.md: airbench on the same card", _rivals(write)),
@@ -269,7 +272,7 @@ def _fast(write: Writer) -> list[Step]:
     steps = write.sweep("{default}", write.values["fast"], "fast.csv")
     for size in write.values["fast"].split["batch_size"]:
         flags = f"--batch_size {size} --reach {{reach}}"
-        steps += write.choose("fast.csv", f"fast_{size}", flags)
+        steps += write.choose("{default}", "fast.csv", f"fast_{size}", flags)
     return steps
 
 
@@ -279,6 +282,11 @@ def _lean(write: Writer) -> list[Step]:
         write.step(f"seed{seed}", f"{recipe} --first_seed {seed}", alone=False)
         for seed in range(write.values["repeats"])
     ]
+
+
+def _long(write: Writer) -> list[Step]:
+    steps = write.sweep("{lean}", write.values["long"], "long.csv")
+    return steps + write.choose("{lean}", "long.csv", "long", "")
 
 
 def _host(write: Writer) -> list[Step]:

@@ -388,7 +388,7 @@ def test_a_dry_run_does_all_of_it(tmp_path: Path) -> None:
     weights = {row["step"]: row["weights"] for row in record()}
     assert weights["deterministic"] == weights["again"] == weights["stopped"]
     names = {row["recipe"] for _, row in read_runs(Path("records/runs.csv")).iterrows()}
-    assert names == {"best", "seed", "default", "fast_16", "lean"}
+    assert names == {"best", "seed", "default", "fast_16", "lean", "long"}
     assert {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before
     again = subprocess.run(
         [*command, *flags, "--airbench", str(folder)], capture_output=True, text=True
