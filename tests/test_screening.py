@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks import plain_training
 from benchmarks.choose_levels import choose_levels, flags
-from benchmarks.factorial import design, effects
+from benchmarks.factorial import design, effects, lower
 from benchmarks.plain_training import Training, best_loss, build_net, jitter, mix
 from benchmarks.recipes import FLAGS
 from benchmarks.rows import add_row, read_rows
@@ -37,8 +37,7 @@ def test_no_factor_is_mixed_with_another_nor_with_a_pair(count: int) -> None:
 
 
 def row_of(**levels: Any) -> dict[str, Any]:
-    lowest = {name: pair[0] for name, pair in screening.FIRST.items()}
-    return lowest | screening.USUAL | {"seed": 0} | levels
+    return lower(screening.FIRST) | screening.USUAL | {"seed": 0} | levels
 
 
 def test_a_row_starts_as_it_says() -> None:
@@ -375,8 +374,8 @@ def test_the_recipe_has_the_levels_that_are_ahead(capsys: Any) -> None:
     Path("old.yaml").write_text("data: synthetic\nlr: 0.5\nseed: 3\ncutout: 2\n")
     choose_levels("first", "out/new.yaml", "old.yaml", "rows.csv")
     chosen = yaml.safe_load(Path("out/new.yaml").read_text())
-    lower = {name: low for name, (low, _) in screening.FIRST.items()}
-    expected = {name: level for name, level in lower.items() if name in FLAGS}
+    lowest = lower(screening.FIRST)
+    expected = {name: level for name, level in lowest.items() if name in FLAGS}
     expected |= {"data": "synthetic", "seed": 3, "max_epochs": 16, "base_width": 8}
     expected |= {"lr": 0.0035, "whiten": True, "weight_decay": 0.5}
     assert expected.items() <= chosen.items()
@@ -395,5 +394,5 @@ def test_a_design_goes_on_from_what_the_one_before_it_chose(
     choose_levels(before, "new.yaml")
     chosen = yaml.safe_load(Path("new.yaml").read_text())
     base, factors = screening.STUDIES[after]
-    row = base | {name: low for name, (low, _) in factors.items()} | own
+    row = base | lower(factors) | own
     assert flags(row | {"epochs": 24, "base_width": 64}).items() <= chosen.items()
