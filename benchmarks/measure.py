@@ -49,9 +49,11 @@ from pytorch_lightning.callbacks import LambdaCallback
 
 from benchmarks import recipes
 from benchmarks.gains import steps_tables
-from benchmarks.rows import RESULTS, check_writable
+from benchmarks.rows import check_writable
 from benchmarks.runs import (
     ACCURACIES,
+    RUNS,
+    SELECTION,
     add_run,
     of_recipe,
     percent,
@@ -106,7 +108,7 @@ def measure(
         raise InputError(f"--seeds must be a whole number, at least 1, got {seeds}")
     if best is not None and (best < 1 or not select):
         raise InputError("--best must be at least 1, and is for --select only")
-    runs = Path(output or RESULTS / ("selection.csv" if select else "runs.csv"))
+    runs = Path(output or (SELECTION if select else RUNS))
     check_writable(runs)
     own = {"seed": first_seed, "data_dir": data_dir}
     planned = plan(configs, own, sweep or {}, steps=steps, select=select)

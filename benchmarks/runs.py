@@ -14,6 +14,7 @@ from common.errors import InputError
 from config import Config
 
 RUNS = RESULTS / "runs.csv"
+SELECTION = RESULTS / "selection.csv"  # of runs with held-out images
 TIMES = ("seconds", "fit_seconds", "images_per_second")
 ACCURACIES = {
     "test/acc": "test accuracy",

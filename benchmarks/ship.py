@@ -8,6 +8,11 @@ run's nor chosen on the test set. They are rounded to float16 and tested as they
 then, in float32 on a CPU, with and without flip TTA; what they reach stands in their
 metadata, and with their SHA-256 in the README, where `tables.py` writes it, as long as
 they are those of the median of all runs on record.
+
+    python benchmarks/ship.py --run runs/selection/robust_seed0 --robust
+
+puts a run of `measure.py --select` into `weights/robust/` in the same way; its recipe
+was chosen on held-out images, and the median is the one by accuracy on those.
 """
 
 import hashlib
@@ -28,7 +33,7 @@ from analysis.loading import WEIGHTS, load_model, read_trained
 from analysis.weights import read_weights, save_weights
 from benchmarks.recipes import FLAGS
 from benchmarks.rows import markdown
-from benchmarks.runs import RUNS, by_kind, labels, read_runs
+from benchmarks.runs import RUNS, SELECTION, by_kind, labels, read_runs
 from common import cli
 from common.errors import InputError
 from common.files import replacing
@@ -36,27 +41,36 @@ from common.text import one_line
 from evaluate import evaluate
 from export import export, known_features, make_contiguous
 
-IDENTITY = ("seed", "test/acc", "test/loss", "train/loss")
+ROBUST = WEIGHTS.parent / "robust" / "robust.safetensors"
 MEASURED = ("test/acc", "test/acc_tta", "test/loss", "precision", "versions")
 
 
-def ship(run: str, data_dir: str = "data", runs: str = str(RUNS)) -> None:
+def ship(
+    run: str,
+    data_dir: str = "data",
+    runs: str | None = None,
+    robust: bool = False,
+) -> None:
     """Write the weights of the median run of a recipe.
 
     Args:
         run: Its folder.
-        data_dir: Folder of the images that it was tested on.
-        runs: CSV file of the runs on record.
+        data_dir: Folder of the images to test on.
+        runs: CSV file of the runs on record; null for the project's own.
+        robust: They are those for corrupted images, of a run with held-out images.
 
     Raises:
         InputError: The run is not there, not on record, or not the median.
     """
-    on_record = read_runs(Path(runs), must_exist=True)
+    target, record, judged = (
+        (ROBUST, SELECTION, "val") if robust else (WEIGHTS, RUNS, "test")
+    )
+    on_record = read_runs(Path(runs or record), must_exist=True)
     if not (Path(run) / "metrics.json").is_file():
         raise InputError(f"--run {one_line(run)}: no finished run; give another")
     metrics = json.loads((Path(run) / "metrics.json").read_text())
-    same = runs_like(metrics, on_record)
-    middle = median_run(same)
+    same = runs_like(metrics, on_record, judged)
+    middle = median_run(same, judged)
     recipe = labels(on_record)[same.index].iloc[0]
     if middle["seed"] != metrics["seed"]:
         raise InputError(
@@ -64,20 +78,23 @@ def ship(run: str, data_dir: str = "data", runs: str = str(RUNS)) -> None:
             f"{recipe!r} is that with seed {middle['seed']}; give its folder"
         )
     found = {"recipe": recipe, "seed": metrics["seed"]}
-    write_tested(Path(run) / "checkpoints" / "last.ckpt", data_dir, found)
-    print(weights_table(on_record))
+    write_tested(Path(run) / "checkpoints" / "last.ckpt", target, data_dir, found)
+    print(file_table(target, place(len(same))))
 
 
-def write_tested(checkpoint: Path, data_dir: str, found: dict[str, Any]) -> None:
+def write_tested(
+    checkpoint: Path, target: Path, data_dir: str, found: dict[str, Any]
+) -> None:
     """Write the weights of a checkpoint, rounded, with what they reach then.
 
     Args:
         checkpoint: That of the last epoch.
+        target: The file to write.
         data_dir: Folder of the images.
         found: What else is known of the run.
     """
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / WEIGHTS.name
+        draft = Path(folder) / target.name
         export(
             format="safetensors",
             ckpt_path=str(checkpoint),
@@ -91,27 +108,40 @@ def write_tested(checkpoint: Path, data_dir: str, found: dict[str, Any]) -> None
         notes = {"config": read_trained(draft)["config"], "measured": found}
         notes |= known_features(model)
         save_weights(model, notes, draft)
-        WEIGHTS.parent.mkdir(exist_ok=True)
-        with replacing(WEIGHTS) as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as file:
             file.write(draft.read_bytes())
 
 
-def runs_like(metrics: dict[str, Any], runs: pd.DataFrame) -> pd.DataFrame:
+def runs_like(
+    metrics: dict[str, Any], runs: pd.DataFrame, judged: str = "test"
+) -> pd.DataFrame:
     """The runs on record that differ in their seed only from one of them.
+
+    Args:
+        metrics: That one's.
+        runs: All on record.
+        judged: The images whose accuracy and loss identify a run, "test" or "val".
 
     Raises:
         InputError: It is not on record.
     """
-    ours = pd.Series({name: metrics[name] for name in IDENTITY})
+    identity = ["seed", f"{judged}/acc", f"{judged}/loss", "train/loss"]
+    ours = pd.Series({name: metrics.get(name) for name in identity})
     for _, same in by_kind(runs):
-        if (same[[*IDENTITY]] == ours).all(axis="columns").any():
+        if (same.reindex(columns=identity) == ours).all(axis="columns").any():
             return same
     raise InputError("--run is not on record; add it with benchmarks/tables.py --add")
 
 
-def median_run(runs: pd.DataFrame) -> pd.Series:
-    """The run in the middle by test accuracy."""
-    return runs.sort_values("test/acc").iloc[(len(runs) - 1) // 2]
+def median_run(runs: pd.DataFrame, judged: str = "test") -> pd.Series:
+    """The run in the middle by accuracy on the test or validation images."""
+    return runs.sort_values(f"{judged}/acc").iloc[(len(runs) - 1) // 2]
+
+
+def place(count: int) -> str:
+    """Which of so many runs on record a file of weights is of."""
+    return f"the median of {count} on record" if count > 1 else "the only one"
 
 
 def weights_table(runs: pd.DataFrame) -> str:
@@ -120,9 +150,7 @@ def weights_table(runs: pd.DataFrame) -> str:
     Raises:
         InputError: They are not those of the median run on record.
     """
-    count = len(runs_of_weights(runs))
-    of = f"the median of {count}" if count > 1 else "the only"
-    return file_table(WEIGHTS, f"{of} on record")
+    return file_table(WEIGHTS, place(len(runs_of_weights(runs))))
 
 
 def file_table(path: Path, which: str) -> str:

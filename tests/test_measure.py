@@ -249,7 +249,7 @@ def test_a_selection_leaves_the_test_set_alone(
         raise AssertionError
 
     monkeypatch.setattr(LitCustomResNet, "test_step", refuse)
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    monkeypatch.setattr(script, "SELECTION", tmp_path / "selection.csv")
     own = write_recipe("small", val_size=0, tta="flip")
     measure([own], 1, select=True, data_dir=str(image_folder))
     [row] = read_runs(tmp_path / "selection.csv").to_dict("records")

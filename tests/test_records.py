@@ -19,6 +19,7 @@ from benchmarks.pictures import sweep_figure
 from benchmarks.recipes import read_recipe
 from benchmarks.rows import RESULTS, add_row, read_rows, summary, today
 from benchmarks.runs import (
+    SELECTION,
     add_run,
     labels,
     median,
@@ -614,7 +615,7 @@ def test_a_table_that_is_not_up_to_date_is_named_and_written(
 
 
 def test_figures_in_prose_are_those_on_record() -> None:
-    shown, trials = runs_of_configs(read_runs()), read_runs(RESULTS / "selection.csv")
+    shown, trials = runs_of_configs(read_runs()), read_runs(SELECTION)
     assert 0 < len(shown) < len(read_runs())
     names = (f"{name} on cifar10, 24 epochs" for name in ("seed", "best"))
     [plain, flip] = comparison(shown, *names, across=True).to_dict("records")

@@ -14,10 +14,10 @@ from analysis.finished_run import read_run
 from analysis.loading import WEIGHTS, load_model
 from analysis.weights import read_weights
 from benchmarks import ship as script
-from benchmarks.model_card import ROBUST
 from benchmarks.recipes import name_of
 from benchmarks.runs import add_run, read_runs
 from benchmarks.ship import (
+    ROBUST,
     median_run,
     runs_like,
     runs_of_weights,
@@ -122,6 +122,35 @@ def test_no_run_but_the_median(quick_train: Train, shipped: Path) -> None:
 
 def test_of_two_in_the_middle_the_lower() -> None:
     assert median_run(runs_of("a", [0.94, 0.91, 0.93, 0.92]))["test/acc"] == 0.92
+
+
+def test_robust_weights_are_the_median_by_held_out_images(
+    quick_train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    shipped: Path,
+    image_folder: Path,
+) -> None:
+    target = shipped.parent / "robust" / "robust.safetensors"
+    monkeypatch.setattr(script, "ROBUST", target)
+    for seed, accuracy in enumerate((0.7, 0.5, 0.6)):
+        quick_train(max_epochs=1, seed=seed, overwrite=True)
+        config = read_run(RUN).config
+        found = json.loads((RUN / "metrics.json").read_text())
+        tested = [name for name in found if name.startswith("test/")]
+        metrics = {name: found[name] for name in found if name not in tested}
+        metrics["val/acc"] = accuracy
+        (RUN / "metrics.json").write_text(json.dumps(metrics))
+        add_run(RUN, "mine", config, Path("selection.csv"))
+        shutil.copytree(RUN, f"kept{seed}")
+    with pytest.raises(InputError, match="is that with seed 2; give its folder"):
+        ship("kept0", str(image_folder), "selection.csv", robust=True)
+    ship("kept2", str(image_folder), "selection.csv", robust=True)
+    measured = read_weights(target)["measured"]
+    assert measured["seed"] == 2
+    assert (
+        measured["test/acc"]
+        == evaluate(str(target), data_dir=str(image_folder))["test/acc"]
+    )
 
 
 @pytest.mark.parametrize("name", ["seed", "test/acc", "test/loss", "train/loss"])
