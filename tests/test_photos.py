@@ -228,3 +228,18 @@ def test_photos_and_test_images_are_put_on_record(
     with pytest.raises(InputError, match="the classes shoe, which the network"):
         photos.photos("other.csv", photos=str(collection), **asked)
     assert not Path("other.csv").exists()
+
+
+def test_held_out_images_are_those_of_the_run(
+    image_folder: Path, quick_train: Callable[..., Any]
+) -> None:
+    found = quick_train(max_epochs=2, val_size=40, seed=3, report=False)
+    asked: dict[str, Any] = {"data_dir": str(image_folder), "held_out": True}
+    photos.photos("x.csv", **asked, ckpt_path=str(LAST), kinds=[corruptions.PLAIN])
+    [row] = read_rows(Path("x.csv"), "kind").to_dict("records")
+    assert (row["images"], row["n"]) == ("held-out", 40)
+    assert row["acc"] == pytest.approx(found["val/acc"])
+    assert 0 < row["acc"] < 1
+    assert photos.table(Path("x.csv")).count("| held-out images") == 1
+    with pytest.raises(InputError, match="--held_out: no images were held out"):
+        photos.photos("x.csv", **asked)

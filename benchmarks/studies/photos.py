@@ -12,7 +12,9 @@ tests weights, those that come with the project where no `--ckpt_path` is given:
   known ones, by the mark of predict.py, and at the threshold that marks 90 % of the
   known ones.
 
-A row is added for each. Nothing is trained on any of them.
+A row is added for each. Nothing is trained on any of them. With `--held_out`, a
+checkpoint is tested on the training images that its run held out instead of the test
+images: to choose between recipes.
 """
 
 import sys
@@ -36,7 +38,7 @@ from analysis.inference import (
     predict_logits,
     see_views,
 )
-from analysis.loading import load_model, read_test_images
+from analysis.loading import load_model, read_test_images, read_trained
 from benchmarks.corruptions import spoilings, to_levels
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from benchmarks.studies.unknown_images import auroc
@@ -44,8 +46,10 @@ from common import cli
 from common.errors import InputError
 from common.files import expanded
 from config import DEFAULT_DIR
+from datamodule import CIFAR10DataModule
 from images.class_folders import list_classes
 from images.image_folder import SIZE, read_photo, to_views
+from images.sources import Labelled
 from lightning_module import LitCustomResNet
 from machine import provenance
 from machine.hardware import choose_hardware
@@ -112,10 +116,29 @@ def predict(
     return seen.logits.mean(dim=1).argmax(dim=1), novelty_of(model, seen)
 
 
+def held_out_images(path: Path | None, data_dir: str) -> Labelled:
+    """What the run of a checkpoint held out, uint8 (N, 32, 32, 3), and int64 (N,).
+
+    Raises:
+        InputError: There is no such file, or its run held no images out.
+    """
+    config = {} if path is None else read_trained(path).get("config", {})
+    if config.get("val_size", 0) == 0:
+        raise InputError(
+            "--held_out: no images were held out; give another --ckpt_path"
+        )
+    images = CIFAR10DataModule(
+        "auto", data_dir, 1, val_size=config["val_size"], seed=config["seed"]
+    )
+    images.prepare_data()
+    images.setup()
+    return images.val_set
+
+
 def spoiled_rows(
     model: LitCustomResNet, images: Tensor, labels: Tensor, kinds: Collection[str]
 ) -> list[Any]:
-    """A row a way to spoil test images, uint8 (N, 3, 32, 32): accuracies."""
+    """A row a way to spoil images, uint8 (N, 3, 32, 32): accuracies."""
     rows = []
     for (kind, severity), spoil in spoilings().items():
         if kind not in kinds:
@@ -123,7 +146,7 @@ def spoiled_rows(
         spoiled = to_levels(spoil(images / 255, torch.Generator().manual_seed(0)))
         plain = predict_logits(model, spoiled)
         both = plain + predict_logits(model, spoiled.flip(3))
-        row = {"images": "test", "kind": kind, "severity": severity, "n": len(labels)}
+        row = {"kind": kind, "severity": severity, "n": len(labels)}
         row["acc"] = float((plain.argmax(1) == labels).float().mean())
         row["acc_tta"] = float((both.argmax(1) == labels).float().mean())
         rows.append(row)
@@ -167,10 +190,11 @@ def photo_rows(model: LitCustomResNet, folder: Path) -> list[dict[str, Any]]:
 
 
 def table(file: Path = RECORD) -> str:
-    """Two tables of what is on record: photos, and spoiled test images."""
+    """A table each of what is on record: photos, and spoiled images."""
     rows = read_rows(file, *SAME).drop_duplicates([*SAME], keep="last")
     tables = []
-    for images, make in (("photos", photo_table), ("test", spoiled_table)):
+    for images in ("photos", "test", "held-out"):
+        make = photo_table if images == "photos" else spoiled_table
         same = rows[rows["images"] == images]
         if len(same):
             tables.append(f"{', '.join(same['device'].unique())}:\n\n{make(same)}")
@@ -181,7 +205,7 @@ def spoiled_table(rows: pd.DataFrame) -> str:
     """A row a kind, columns for each weights: the mean over the severities."""
     cells = []
     for kind, same in rows.groupby("kind", sort=False):
-        row = {"test images": kind, "n": str(same["n"].iloc[0])}
+        row = {f"{same['images'].iloc[0]} images": kind, "n": str(same["n"].iloc[0])}
         for weights, found in same.groupby("weights", sort=False):
             row[str(weights)] = f"{100 * found['acc'].mean():.2f}"
             row[f"{weights}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
@@ -226,6 +250,7 @@ def photos(
     ckpt_path: str | None = None,
     limit: int | None = None,
     kinds: list[str] | None = None,
+    held_out: bool = False,
 ) -> None:
     """Test weights on spoiled test images and on photos, and put that on record.
 
@@ -238,9 +263,12 @@ def photos(
             not given.
         kinds: Only these ways to spoil test images, such as gaussian_blur; null for
             all.
+        held_out: Take the training images that a checkpoint's run held out instead of
+            the test images.
 
     Raises:
-        InputError: There is no such kind, or a file cannot be read.
+        InputError: There is no such kind, a file cannot be read, or no images were
+            held out.
     """
     known = dict.fromkeys(kind for kind, _ in spoilings())
     for kind in kinds or ():
@@ -251,11 +279,16 @@ def photos(
     read_rows(expanded(output), *SAME)  # refused before the work
     path = None if ckpt_path is None else expanded(ckpt_path)
     model = load_model(path)
-    pixels, labels = read_test_images(model, "auto", data_dir)
+    pixels, labels = (
+        held_out_images(path, data_dir)
+        if held_out
+        else read_test_images(model, "auto", data_dir)
+    )
     rows = [] if photos is None else photo_rows(model, expanded(photos))
     step = -(-len(pixels) // (limit or len(pixels)))  # those of a class stand together
     images = pixels[::step].permute(0, 3, 1, 2)
-    rows += spoiled_rows(model, images, labels[::step], kinds or known)
+    for row in spoiled_rows(model, images, labels[::step], kinds or known):
+        rows.append({"images": "held-out" if held_out else "test", **row})
     hardware = choose_hardware("cpu", precision="32-true")
     circumstances = provenance.circumstances(hardware)
     del circumstances["command"]  # it would name folders of this machine
