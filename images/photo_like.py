@@ -1,8 +1,8 @@
-"""Changes that make training images like those of cameras.
+"""Changes that make training images like photos of people's own.
 
-Cameras blur, sharpen and add noise, and their files are JPEG. Each image that is to be
-changed draws a row of a fixed table of settings, so one integer says all that happens
-to it.
+In photos, objects are smaller or off the middle, light and colours differ, cameras
+sharpen and add noise, and files are JPEG. Each image that is to be changed draws a row
+of a fixed table of settings, so one integer says all that happens to it.
 """
 
 import functools
@@ -20,8 +20,8 @@ NORMALS = 2**16
 BLOCK = 8  # JPEG's side of a block, in pixels
 PIXELS = 3 * IMAGE_SIZE**2
 PART = 2048  # images that are changed at once, for the memory's sake
-REACH = 1  # pixels beyond an edge that a blur looks at, which are reflected
-# Which pixel stands at each place from -REACH to IMAGE_SIZE + REACH: (34, 32).
+REACH = IMAGE_SIZE - 1  # pixels beyond an edge that are reflected
+# Which pixel stands at each place from -REACH to IMAGE_SIZE + REACH: (94, 32).
 REFLECTION = F.pad(torch.eye(IMAGE_SIZE)[None], (REACH, REACH), mode="reflect")[0].T
 # Steps of JPEG's coefficients at quality 50 (ITU-T T.81, annex K).
 LUMINANCE = torch.tensor(
@@ -64,8 +64,16 @@ COSINES = cosine_transform(BLOCK)
 class Settings(NamedTuple):
     """What happens to images; every tensor has shape (B,)."""
 
+    zoom_rows: Tensor  # pixels of the image to one of the result
+    zoom_columns: Tensor
+    down: Tensor  # pixels by which the window moves
+    right: Tensor
     softness: Tensor  # pixels by which the kernel is wider than it must be
     sharpening: Tensor  # share of the difference from the blurred image that is added
+    brightness: Tensor  # factor
+    contrast: Tensor  # factor, about the image's mean
+    saturation: Tensor  # factor, about grey
+    warmth: Tensor  # more red and less blue, as a share
     noise: Tensor  # standard deviation, in levels
     quality: Tensor  # of JPEG; 0 for none
 
@@ -79,9 +87,19 @@ def draw_settings(count: int, generator: torch.Generator) -> Settings:
     def some(share: float) -> Tensor:
         return (torch.rand(count, generator=generator) < share).float()
 
+    zoomed, lit, coloured = some(0.5), some(0.5), some(0.5)
+    size, aspect = zoomed * uniform(-0.25, 0.45), zoomed * uniform(-0.15, 0.15)
     return Settings(
+        zoom_rows=(size + aspect).exp(),
+        zoom_columns=(size - aspect).exp(),
+        down=zoomed * uniform(-3, 3),
+        right=zoomed * uniform(-3, 3),
         softness=some(0.3) * uniform(0, 1),
         sharpening=some(0.3) * uniform(0, 1.5),
+        brightness=1 + lit * uniform(-0.25, 0.25),
+        contrast=1 + lit * uniform(-0.3, 0.3),
+        saturation=1 + coloured * uniform(-0.5, 0.5),
+        warmth=coloured * uniform(-0.08, 0.08),
         noise=some(0.3) * uniform(0, 12),
         quality=some(0.7) * uniform(30, 95).round(),
     )
@@ -110,7 +128,8 @@ def _changed(images: Tensor, rows: Tensor) -> Tensor:
     settings = Settings(*table.index_select(0, rows).unbind(1))
     noise = normals.index_select(0, rows % len(normals))
     changed = images.permute(0, 3, 1, 2).float()
-    changed = sharpened(blurred(changed, settings.softness), settings.sharpening)
+    changed = sharpened(resampled(changed, settings), settings.sharpening)
+    changed = recoloured(changed, settings)
     changed = changed + _each(settings.noise) * noise.view_as(changed)
     changed = compressed(changed.clamp(0, 255), settings.quality)
     levels = changed.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -119,33 +138,53 @@ def _changed(images: Tensor, rows: Tensor) -> Tensor:
 
 @functools.cache
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """All settings, (1 + ROWS, 4), and normal numbers, a view of (N, PIXELS)."""
+    """All settings, (1 + ROWS, 12), and normal numbers, a view of (N, PIXELS)."""
     generator = torch.Generator().manual_seed(0)
     table = torch.stack(draw_settings(1 + ROWS, generator), dim=1)
     normals = torch.randn(NORMALS, generator=generator).to(device)
     return table.to(device), normals.unfold(0, PIXELS, 1)
 
 
-def blurred(images: Tensor, softness: Tensor) -> Tensor:
-    """Blur images, float (B, 3, 32, 32), by (B,) pixels; their edges are reflected."""
-    kernels = _kernels(softness)[:, None]
-    return kernels @ images @ kernels.mT
+def resampled(images: Tensor, settings: Settings) -> Tensor:
+    """Zoom and move images, float (B, 3, 32, 32); their edges are reflected."""
+    rows = _kernels(settings.zoom_rows, settings.down, settings.softness)
+    columns = _kernels(settings.zoom_columns, settings.right, settings.softness)
+    return rows[:, None] @ images @ columns[:, None].mT
 
 
-def _kernels(softness: Tensor) -> Tensor:
-    """What each pixel of a line is made of, (B, 32, 32): a triangle about its place."""
-    places = torch.arange(IMAGE_SIZE, device=softness.device)
-    source = torch.arange(-REACH, IMAGE_SIZE + REACH, device=softness.device)
-    distances = (places[:, None] - source).abs()  # (32, 32 + 2 REACH)
-    weights = (1 - distances / (1 + softness[:, None, None])).clamp(min=0)
-    weights = weights @ _on(REFLECTION, softness.device)
+def _kernels(zoom: Tensor, move: Tensor, softness: Tensor) -> Tensor:
+    """What each pixel of a line is made of, (B, 32, 32).
+
+    The kernel is a triangle, as wide as the zoom asks, so that no pixel is passed over.
+    """
+    middle = (IMAGE_SIZE - 1) / 2
+    ramp = torch.arange(IMAGE_SIZE, device=zoom.device)
+    places = (ramp - middle) * zoom[:, None] + middle + move[:, None]  # (B, 32)
+    source = torch.arange(-REACH, IMAGE_SIZE + REACH, device=zoom.device)
+    width = zoom.clamp(min=1) + softness
+    distances = (places[:, :, None] - source).abs()  # (B, 32, 94)
+    weights = (1 - distances / width[:, None, None]).clamp(min=0)
+    weights = weights @ _on(REFLECTION, zoom.device)
     return weights / weights.sum(2, keepdim=True)
 
 
 def sharpened(images: Tensor, amount: Tensor) -> Tensor:
     """Add some of what a small blur takes away: float (B, 3, 32, 32), (B,)."""
-    blur = blurred(images, torch.ones(1, device=images.device))
-    return images + _each(amount) * (images - blur)
+    one = torch.ones(1, device=images.device)
+    blur = _kernels(one, 0 * one, one)
+    return images + _each(amount) * (images - blur @ images @ blur.mT)
+
+
+def recoloured(images: Tensor, settings: Settings) -> Tensor:
+    """Change light and colours of images, float (B, 3, 32, 32), in levels."""
+    weights = _on(TO_YCBCR, images.device)[0].view(1, 3, 1, 1)
+    grey = (images * weights).sum(1, keepdim=True)
+    images = grey + _each(settings.saturation) * (images - grey)
+    mean = grey.mean(dim=(2, 3), keepdim=True)
+    images = mean + _each(settings.contrast) * (images - mean)
+    warmth = settings.warmth
+    gains = torch.stack([1 + warmth, torch.ones_like(warmth), 1 - warmth], dim=1)
+    return images * (gains * settings.brightness[:, None])[..., None, None]
 
 
 def compressed(images: Tensor, quality: Tensor) -> Tensor:
