@@ -204,13 +204,15 @@ def table(file: Path = RECORD) -> str:
 def spoiled_table(rows: pd.DataFrame) -> str:
     """A row a kind, columns for each weights: the mean over the severities."""
     cells = []
+    order = [*dict.fromkeys(kind for kind, _ in spoilings())].index
+    rows = rows.sort_values("kind", key=lambda kinds: kinds.map(order), kind="stable")
     for kind, same in rows.groupby("kind", sort=False):
         row = {f"{same['images'].iloc[0]} images": kind, "n": str(same["n"].iloc[0])}
         for weights, found in same.groupby("weights", sort=False):
             row[str(weights)] = f"{100 * found['acc'].mean():.2f}"
             row[f"{weights}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
         cells.append(row)
-    return markdown(pd.DataFrame(cells))
+    return markdown(pd.DataFrame(cells).fillna(""))
 
 
 def photo_table(rows: pd.DataFrame) -> str:
