@@ -116,7 +116,7 @@ def table() -> str:
 
 def robust_table() -> str:
     """What the weights for spoiled images are, and reach."""
-    return ship.file_table(ship.ROBUST, ship.place(1))
+    return ship.file_table(ship.ROBUST)
 
 
 def _calibration() -> dict[str, tuple[str, str]]:

@@ -9,10 +9,10 @@ then, in float32 on a CPU, with and without flip TTA; what they reach stands in 
 metadata, and with their SHA-256 in the README, where `tables.py` writes it, as long as
 they are those of the median of all runs on record.
 
-    python benchmarks/ship.py --run runs/selection/robust_seed0 --robust
+    python benchmarks/ship.py --robust FILE.safetensors
 
-puts a run of `measure.py --select` into `weights/robust/` in the same way; its recipe
-was chosen on held-out images, and the median is the one by accuracy on those.
+puts weights for corrupted images, those of `average.py` or a checkpoint, into
+`weights/robust/` in the same way. They are chosen on held-out images.
 """
 
 import hashlib
@@ -33,11 +33,12 @@ from analysis.loading import WEIGHTS, load_model, read_trained
 from analysis.weights import read_weights, save_weights
 from benchmarks.recipes import FLAGS
 from benchmarks.rows import markdown
-from benchmarks.runs import RUNS, SELECTION, by_kind, labels, read_runs
+from benchmarks.runs import RUNS, by_kind, labels, read_runs
 from common import cli
 from common.errors import InputError
-from common.files import replacing
+from common.files import expanded, replacing
 from common.text import one_line
+from config import DEFAULT_DIR
 from evaluate import evaluate
 from export import export, known_features, make_contiguous
 
@@ -46,10 +47,10 @@ MEASURED = ("test/acc", "test/acc_tta", "test/loss", "precision", "versions")
 
 
 def ship(
-    run: str,
-    data_dir: str = "data",
+    run: str | None = None,
+    data_dir: str = DEFAULT_DIR,
     runs: str | None = None,
-    robust: bool = False,
+    robust: str | None = None,
 ) -> None:
     """Write the weights of the median run of a recipe.
 
@@ -57,20 +58,39 @@ def ship(
         run: Its folder.
         data_dir: Folder of the images to test on.
         runs: CSV file of the runs on record; null for the project's own.
-        robust: They are those for corrupted images, of a run with held-out images.
+        robust: Weights for corrupted images, to be written instead.
 
     Raises:
         InputError: The run is not there, not on record, or not the median.
     """
-    target, record, judged = (
-        (ROBUST, SELECTION, "val") if robust else (WEIGHTS, RUNS, "test")
-    )
-    on_record = read_runs(Path(runs or record), must_exist=True)
+    if (run is None) == (robust is None):
+        raise InputError("give --run or --robust, and not both")
+    if run is not None:
+        ship_run(run, data_dir, Path(runs or RUNS))
+    if robust is not None:
+        ship_robust(expanded(robust), data_dir)
+
+
+def ship_robust(path: Path, data_dir: str) -> None:
+    """Write weights for corrupted images."""
+    known = read_trained(path).get("measured", {})
+    found = {"recipe": known.get("recipe", path.stem)}
+    write_tested(path, ROBUST, data_dir, found)
+    print(file_table(ROBUST))
+
+
+def ship_run(run: str, data_dir: str, record: Path) -> None:
+    """Write the weights of a run that is the median of its recipe on record.
+
+    Raises:
+        InputError: The run is not there, not on record, or not the median.
+    """
+    on_record = read_runs(record, must_exist=True)
     if not (Path(run) / "metrics.json").is_file():
         raise InputError(f"--run {one_line(run)}: no finished run; give another")
     metrics = json.loads((Path(run) / "metrics.json").read_text())
-    same = runs_like(metrics, on_record, judged)
-    middle = median_run(same, judged)
+    same = runs_like(metrics, on_record)
+    middle = median_run(same)
     recipe = labels(on_record)[same.index].iloc[0]
     if middle["seed"] != metrics["seed"]:
         raise InputError(
@@ -78,8 +98,8 @@ def ship(
             f"{recipe!r} is that with seed {middle['seed']}; give its folder"
         )
     found = {"recipe": recipe, "seed": metrics["seed"]}
-    write_tested(Path(run) / "checkpoints" / "last.ckpt", target, data_dir, found)
-    print(file_table(target, place(len(same))))
+    write_tested(Path(run) / "checkpoints" / "last.ckpt", WEIGHTS, data_dir, found)
+    print(file_table(WEIGHTS, which_run(metrics["seed"], len(same))))
 
 
 def write_tested(
@@ -88,7 +108,7 @@ def write_tested(
     """Write the weights of a checkpoint, rounded, with what they reach then.
 
     Args:
-        checkpoint: That of the last epoch.
+        checkpoint: That of the last epoch, or weights.
         target: The file to write.
         data_dir: Folder of the images.
         found: What else is known of the run.
@@ -113,20 +133,17 @@ def write_tested(
             file.write(draft.read_bytes())
 
 
-def runs_like(
-    metrics: dict[str, Any], runs: pd.DataFrame, judged: str = "test"
-) -> pd.DataFrame:
+def runs_like(metrics: dict[str, Any], runs: pd.DataFrame) -> pd.DataFrame:
     """The runs on record that differ in their seed only from one of them.
 
     Args:
         metrics: That one's.
         runs: All on record.
-        judged: The images whose accuracy and loss identify a run, "test" or "val".
 
     Raises:
         InputError: It is not on record.
     """
-    identity = ["seed", f"{judged}/acc", f"{judged}/loss", "train/loss"]
+    identity = ["seed", "test/acc", "test/loss", "train/loss"]
     ours = pd.Series({name: metrics.get(name) for name in identity})
     for _, same in by_kind(runs):
         if (same.reindex(columns=identity) == ours).all(axis="columns").any():
@@ -134,14 +151,15 @@ def runs_like(
     raise InputError("--run is not on record; add it with benchmarks/tables.py --add")
 
 
-def median_run(runs: pd.DataFrame, judged: str = "test") -> pd.Series:
-    """The run in the middle by accuracy on the test or validation images."""
-    return runs.sort_values(f"{judged}/acc").iloc[(len(runs) - 1) // 2]
+def median_run(runs: pd.DataFrame) -> pd.Series:
+    """The run in the middle by test accuracy."""
+    return runs.sort_values("test/acc").iloc[(len(runs) - 1) // 2]
 
 
-def place(count: int) -> str:
+def which_run(seed: int, count: int) -> str:
     """Which of so many runs on record a file of weights is of."""
-    return f"the median of {count} on record" if count > 1 else "the only one"
+    of_all = f"the median of {count} on record" if count > 1 else "the only one"
+    return f"; seed {seed}, {of_all}"
 
 
 def weights_table(runs: pd.DataFrame) -> str:
@@ -150,21 +168,22 @@ def weights_table(runs: pd.DataFrame) -> str:
     Raises:
         InputError: They are not those of the median run on record.
     """
-    return file_table(WEIGHTS, place(len(runs_of_weights(runs))))
+    seed, same = read_weights(WEIGHTS)["measured"]["seed"], runs_of_weights(runs)
+    return file_table(WEIGHTS, which_run(seed, len(same)))
 
 
-def file_table(path: Path, which: str) -> str:
+def file_table(path: Path, which: str = "") -> str:
     """What a file of weights reaches, and how to know it.
 
     Args:
         path: The file, in weights/.
-        which: Of the runs of its recipe.
+        which: Of the runs of its recipe, to be added to its name.
     """
     name = path.relative_to(WEIGHTS.parent).as_posix()
     content, measured = path.read_bytes(), read_weights(path)["measured"]
     cells = {
         "file": f"`weights/{name}`, {len(content) / 2**20:.1f} MiB",
-        "run": f"{measured['recipe']}; seed {measured['seed']}, {which}",
+        "run": f"{measured['recipe']}{which}",
         "test accuracy": f"{100 * measured['test/acc']:.2f} %",
         "with flip TTA": f"{100 * measured['test/acc_tta']:.2f} %",
         "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",
