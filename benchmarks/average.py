@@ -62,16 +62,16 @@ def average(
     paths = [expanded(path) for path in networks]
     mixed = average_of(paths)
     config = shaping_flags(read_trained(paths[0]))
-    names = ", ".join(path.stem for path in paths)
+    kind = f"average of {len(paths)} networks"
     notes = {
         "config": config,
-        "measured": {"recipe": f"average of {names}"},
+        "measured": {"recipe": kind},
         "features": known_features(mixed, config, data_dir),
     }
     make_contiguous(mixed)
     with replacing(target) as file:
         save_weights(mixed, notes, Path(file.name))
-    print(f"{one_line(target)}: the average of {len(paths)} networks")
+    print(f"{one_line(target)}: {kind}")
 
 
 def average_of(paths: list[Path]) -> LitCustomResNet:

@@ -36,7 +36,7 @@ def test_every_tensor_is_the_mean_of_those_of_the_networks(
     networks: list[str], image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     average(networks, "mean.safetensors", str(image_folder))
-    assert capsys.readouterr().out.endswith("the average of 3 networks\n")
+    assert capsys.readouterr().out.endswith(": average of 3 networks\n")
     mixed = load_model("mean.safetensors")
     states = [load_model(path).net.state_dict() for path in networks]
     for name, value in mixed.net.state_dict().items():
@@ -55,7 +55,7 @@ def test_the_rest_is_that_of_the_first_but_features_are_measured(
     saved = read_trained(Path("mean.safetensors"))
     assert saved["config"]["label_smoothing"] == 0.3  # that of b
     assert saved["hyper_parameters"]["label_smoothing"] == 0.3
-    assert saved["measured"] == {"recipe": "average of last, last, start"}
+    assert saved["measured"] == {"recipe": "average of 3 networks"}
     images = CIFAR10DataModule(data_dir=str(image_folder), batch_size=8, val_size=10)
     images.setup()
     model = load_model("mean.safetensors")

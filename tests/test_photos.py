@@ -240,6 +240,14 @@ def test_held_out_images_are_those_of_the_run(
     assert (row["images"], row["n"]) == ("held-out", 40)
     assert row["acc"] == pytest.approx(found["val/acc"])
     assert 0 < row["acc"] < 1
-    assert photos.table(Path("x.csv")).count("| held-out images") == 1
+    photos.photos("x.csv", **asked, ckpt_path=str(LAST), kinds=["contrast"])
+    lines = photos.table(Path("x.csv")).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines[-3:]]
+    assert "Held-out images:" in lines
+    shown = [f"{100 * row[name]:.2f}" for name in ("acc", "acc_tta")]
+    kinds = ("as they are", "contrast")
+    columns = [f"{kind}{tta}" for kind in kinds for tta in ("", ", with flip TTA")]
+    assert cells[0][1:7] == ["weights", "n", *columns]
+    assert cells[2][1:5] == ["run/last", "40", *shown]
     with pytest.raises(InputError, match="--held_out: no images were held out"):
         photos.photos("x.csv", **asked)

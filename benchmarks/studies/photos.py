@@ -193,8 +193,8 @@ def table(file: Path = RECORD) -> str:
     """A table each of what is on record: photos, and spoiled images."""
     rows = read_rows(file, *SAME).drop_duplicates([*SAME], keep="last")
     tables = []
-    for images in ("photos", "test", "held-out"):
-        make = photo_table if images == "photos" else spoiled_table
+    makers = {"photos": photo_table, "test": spoiled_table, "held-out": held_out_table}
+    for images, make in makers.items():
         same = rows[rows["images"] == images]
         if len(same):
             tables.append(f"{', '.join(same['device'].unique())}:\n\n{make(same)}")
@@ -213,6 +213,18 @@ def spoiled_table(rows: pd.DataFrame) -> str:
             row[f"{weights}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
         cells.append(row)
     return markdown(pd.DataFrame(cells).fillna(""))
+
+
+def held_out_table(rows: pd.DataFrame) -> str:
+    """A row for each weights, columns a kind: the mean over the severities."""
+    cells = []
+    for weights, own in rows.groupby("weights", sort=False):
+        row = {"weights": str(weights), "n": str(own["n"].iloc[0])}
+        for kind, found in own.groupby("kind", sort=False):
+            row[str(kind)] = f"{100 * found['acc'].mean():.2f}"
+            row[f"{kind}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
+        cells.append(row)
+    return f"Held-out images:\n\n{markdown(pd.DataFrame(cells).fillna(''))}"
 
 
 def photo_table(rows: pd.DataFrame) -> str:
