@@ -66,7 +66,7 @@ def average(
     notes = {
         "config": config,
         "measured": {"recipe": kind},
-        "features": known_features(mixed, config, data_dir),
+        "features": training_features(mixed, config, data_dir),
     }
     make_contiguous(mixed)
     with replacing(target) as file:
@@ -111,7 +111,7 @@ def mean_state(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def known_features(
+def training_features(
     model: LitCustomResNet, config: dict[str, Any], data_dir: str
 ) -> Features:
     """Where features lie of images that the run with these flags has trained on."""
