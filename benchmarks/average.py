@@ -31,6 +31,7 @@ from datamodule import CIFAR10DataModule
 from export import make_contiguous, shaping_flags
 from lightning_module import Features, LitCustomResNet
 from training.features import SAMPLE, measure_features
+from training.resume import WEIGHTS_SUFFIX
 
 
 def average(
@@ -55,9 +56,9 @@ def average(
         raise InputError(f"give two networks or more, got {len(networks)}")
     target = expanded(output)
     check_output(target, overwrite=overwrite)
-    if target.suffix != ".safetensors":
+    if target.suffix != WEIGHTS_SUFFIX:
         raise InputError(
-            f"--output {one_line(target)}: give a name that ends in .safetensors"
+            f"--output {one_line(target)}: give a name that ends in {WEIGHTS_SUFFIX}"
         )
     paths = [expanded(path) for path in networks]
     mixed = average_of(paths)
