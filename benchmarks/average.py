@@ -22,14 +22,14 @@ from torch import Tensor
 
 from analysis.loading import load_model, read_trained
 from analysis.weights import save_weights
+from benchmarks.recipes import data_of
 from common import cli
 from common.errors import InputError
 from common.files import check_output, expanded, replacing
 from common.text import one_line
 from config import DEFAULT_DIR
-from datamodule import CIFAR10DataModule
 from export import make_contiguous, shaping_flags
-from lightning_module import Features, LitCustomResNet
+from lightning_module import LitCustomResNet
 from training.features import SAMPLE, measure_features
 from training.resume import WEIGHTS_SUFFIX
 
@@ -64,10 +64,11 @@ def average(
     mixed = average_of(paths)
     config = shaping_flags(read_trained(paths[0]))
     kind = f"average of {len(paths)} networks"
+    pixels = data_of(config, data_dir).sample(SAMPLE)
     notes = {
         "config": config,
         "measured": {"recipe": kind},
-        "features": training_features(mixed, config, data_dir),
+        "features": measure_features(mixed, mixed.state_dict(), pixels),
     }
     make_contiguous(mixed)
     with replacing(target) as file:
@@ -110,17 +111,6 @@ def mean_state(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         else first
         for name, first in states[0].items()
     }
-
-
-def training_features(
-    model: LitCustomResNet, config: dict[str, Any], data_dir: str
-) -> Features:
-    """Where features lie of images that the run with these flags has trained on."""
-    val_size, seed = config.get("val_size", 0), config.get("seed", 0)
-    images = CIFAR10DataModule("auto", data_dir, 1, val_size=val_size, seed=seed)
-    images.prepare_data()
-    images.setup()
-    return measure_features(model, model.state_dict(), images.sample(SAMPLE))
 
 
 if __name__ == "__main__":

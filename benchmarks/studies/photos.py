@@ -40,13 +40,13 @@ from analysis.inference import (
 )
 from analysis.loading import load_model, read_test_images, read_trained
 from benchmarks.corruptions import spoilings, to_levels
+from benchmarks.recipes import data_of
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from benchmarks.studies.unknown_images import auroc
 from common import cli
 from common.errors import InputError
 from common.files import expanded
 from config import DEFAULT_DIR
-from datamodule import CIFAR10DataModule
 from images.class_folders import list_classes
 from images.image_folder import SIZE, read_photo, to_views
 from images.sources import Labelled
@@ -127,12 +127,7 @@ def held_out_images(path: Path | None, data_dir: str) -> Labelled:
         raise InputError(
             "--held_out: no images were held out; give another --ckpt_path"
         )
-    images = CIFAR10DataModule(
-        "auto", data_dir, 1, val_size=config["val_size"], seed=config["seed"]
-    )
-    images.prepare_data()
-    images.setup()
-    return images.val_set
+    return data_of(config, data_dir).val_set
 
 
 def spoiled_rows(
@@ -207,7 +202,7 @@ def spoiled_table(rows: pd.DataFrame) -> str:
     order = [*dict.fromkeys(kind for kind, _ in spoilings())].index
     rows = rows.sort_values("kind", key=lambda kinds: kinds.map(order), kind="stable")
     for kind, same in rows.groupby("kind", sort=False):
-        row = {f"{same['images'].iloc[0]} images": kind, "n": str(same["n"].iloc[0])}
+        row = {"test images": kind, "n": str(same["n"].iloc[0])}
         for weights, found in same.groupby("weights", sort=False):
             row[str(weights)] = f"{100 * found['acc'].mean():.2f}"
             row[f"{weights}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
