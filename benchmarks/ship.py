@@ -73,7 +73,7 @@ def ship(
 
 def ship_robust(path: Path, data_dir: str) -> None:
     """Write weights for corrupted images."""
-    known = read_trained(path).get("measured", {})
+    known = read_trained(path, "robust").get("measured", {})
     found = {"recipe": known.get("recipe", path.stem)}
     write_tested(path, ROBUST, data_dir, found)
     print(file_table(ROBUST))

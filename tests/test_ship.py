@@ -149,6 +149,11 @@ def test_either_a_run_or_robust_weights_are_shipped(given: dict[str, str]) -> No
         ship(**given)
 
 
+def test_robust_weights_that_are_not_there_are_named_with_their_flag() -> None:
+    with pytest.raises(InputError, match=r"--robust none\.ckpt: no such file"):
+        ship(robust="none.ckpt")
+
+
 @pytest.mark.parametrize("name", ["seed", "test/acc", "test/loss", "train/loss"])
 def test_a_run_is_known_by_all_of_its_figures(name: str) -> None:
     runs = runs_of("a", [0.94, 0.91]).assign(**{"test/loss": 0.2, "train/loss": 0.1})
