@@ -22,7 +22,7 @@ from torch import Tensor
 
 from analysis.loading import load_model, read_trained
 from analysis.weights import save_weights
-from benchmarks.recipes import data_of
+from benchmarks.plain_training import load_images
 from common import cli
 from common.errors import InputError
 from common.files import check_output, expanded, replacing
@@ -64,7 +64,8 @@ def average(
     mixed = average_of(paths)
     config = shaping_flags(read_trained(paths[0]))
     kind = f"average of {len(paths)} networks"
-    pixels = data_of(config, data_dir).sample(SAMPLE)
+    split = config.get("val_size", 0), config.get("seed", 0)
+    pixels = load_images("auto", data_dir, *split).sample(SAMPLE)
     notes = {
         "config": config,
         "measured": {"recipe": kind},

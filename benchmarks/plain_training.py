@@ -23,9 +23,11 @@ LRS = {512: 0.005, 256: 0.0035, 128: 0.0025}
 EPS = {0.999: 1e-8, 0.99: 1e-5}
 
 
-def load_images(data: Asked, data_dir: str, val_size: int) -> CIFAR10DataModule:
-    """The images, `val_size` of them held out; the batches are made in `Training`."""
-    images = CIFAR10DataModule(data, data_dir, batch_size=1, val_size=val_size)
+def load_images(
+    data: Asked, data_dir: str, val_size: int, seed: int = 0
+) -> CIFAR10DataModule:
+    """The images, `val_size` of them held out; their batches are made elsewhere."""
+    images = CIFAR10DataModule(data, data_dir, 1, val_size=val_size, seed=seed)
     images.prepare_data()
     images.setup()
     return images

@@ -25,7 +25,7 @@ from common import cli
 from common.errors import InputError, StoppedError
 from common.files import expanded, replacing
 from config import MARKS, Config
-from datamodule import DEFAULT_VAL_SIZE, CIFAR10DataModule
+from datamodule import DEFAULT_VAL_SIZE
 from images.class_folders import SPLITS, is_image_folder
 from images.files import list_files
 from images.sources import CIFAR10_CLASSES
@@ -118,15 +118,6 @@ def read_run(folder: Path) -> Config:
     """The flags of a finished run, with "auto" where a range test found the rate."""
     run = finished_run.read_run(folder)
     return run.config if run.test is None else replace(run.config, lr="auto")
-
-
-def data_of(config: dict[str, Any], data_dir: str) -> CIFAR10DataModule:
-    """The images that a run with these flags has seen, split as they were."""
-    val_size, seed = config.get("val_size", 0), config.get("seed", 0)
-    data = CIFAR10DataModule("auto", data_dir, 1, val_size=val_size, seed=seed)
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def columns(config: Config) -> dict[str, str]:

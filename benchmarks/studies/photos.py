@@ -40,7 +40,7 @@ from analysis.inference import (
 )
 from analysis.loading import load_model, read_test_images, read_trained
 from benchmarks.corruptions import spoilings, to_levels
-from benchmarks.recipes import data_of
+from benchmarks.plain_training import load_images
 from benchmarks.rows import RESULTS, add_row, markdown, read_rows, rounded, today
 from benchmarks.studies.unknown_images import auroc
 from common import cli
@@ -127,7 +127,7 @@ def held_out_images(path: Path | None, data_dir: str) -> Labelled:
         raise InputError(
             "--held_out: no images were held out; give another --ckpt_path"
         )
-    return data_of(config, data_dir).val_set
+    return load_images("auto", data_dir, config["val_size"], config["seed"]).val_set
 
 
 def spoiled_rows(
@@ -204,8 +204,7 @@ def spoiled_table(rows: pd.DataFrame) -> str:
     for kind, same in rows.groupby("kind", sort=False):
         row = {"test images": kind, "n": str(same["n"].iloc[0])}
         for weights, found in same.groupby("weights", sort=False):
-            row[str(weights)] = f"{100 * found['acc'].mean():.2f}"
-            row[f"{weights}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
+            row |= accuracies(str(weights), found)
         cells.append(row)
     return markdown(pd.DataFrame(cells).fillna(""))
 
@@ -216,10 +215,15 @@ def held_out_table(rows: pd.DataFrame) -> str:
     for weights, own in rows.groupby("weights", sort=False):
         row = {"weights": str(weights), "n": str(own["n"].iloc[0])}
         for kind, found in own.groupby("kind", sort=False):
-            row[str(kind)] = f"{100 * found['acc'].mean():.2f}"
-            row[f"{kind}, with flip TTA"] = f"{100 * found['acc_tta'].mean():.2f}"
+            row |= accuracies(str(kind), found)
         cells.append(row)
     return f"Held-out images:\n\n{markdown(pd.DataFrame(cells).fillna(''))}"
+
+
+def accuracies(column: str, rows: pd.DataFrame) -> dict[str, str]:
+    """Cells of a column and its flip TTA: the mean over the rows, in percent."""
+    names = {"acc": column, "acc_tta": f"{column}, with flip TTA"}
+    return {words: f"{100 * rows[name].mean():.2f}" for name, words in names.items()}
 
 
 def photo_table(rows: pd.DataFrame) -> str:
